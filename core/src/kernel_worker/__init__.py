@@ -1,0 +1,122 @@
+"""Public names of the kernel; imported lazily, so that an executor loads only what it uses."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .config import Config, Draft, Secret
+    from .drivers import (
+        AppLoader,
+        Broker,
+        BrokerContext,
+        Call,
+        ControlCommand,
+        Layout,
+        LoadContext,
+        LoadedApp,
+        Native,
+        Permission,
+        Pool,
+        Publisher,
+        ResultBackend,
+        Runtime,
+    )
+    from .errors import (
+        BrokerRefused,
+        BrokerUnavailable,
+        ConfigError,
+        ExecutorError,
+        KernelWorkerError,
+        PidfileError,
+        PluginError,
+        StartError,
+        UsageError,
+    )
+    from .hookspecs import hookimpl
+    from .hookspecs_executor import hookimpl as executor_hookimpl
+    from .options import OptionSpec, option
+    from .types import (
+        AppInfo,
+        BrokerCapability,
+        DeadLetter,
+        Delivery,
+        Job,
+        Outcome,
+        OutcomeKind,
+        PoolCapability,
+        QueueInfo,
+        QueueSpec,
+        Settlement,
+        StoredResult,
+        TaskInfo,
+        Verdict,
+    )
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "config": ("Config", "Draft", "Secret"),
+    "drivers": (
+        "AppLoader",
+        "Broker",
+        "BrokerContext",
+        "Call",
+        "ControlCommand",
+        "Layout",
+        "LoadContext",
+        "LoadedApp",
+        "Native",
+        "Permission",
+        "Pool",
+        "Publisher",
+        "ResultBackend",
+        "Runtime",
+    ),
+    "errors": (
+        "BrokerRefused",
+        "BrokerUnavailable",
+        "ConfigError",
+        "ExecutorError",
+        "KernelWorkerError",
+        "PidfileError",
+        "PluginError",
+        "StartError",
+        "UsageError",
+    ),
+    "hookspecs": ("hookimpl",),
+    "hookspecs_executor": ("executor_hookimpl=hookimpl",),
+    "options": ("OptionSpec", "option"),
+    "types": (
+        "AppInfo",
+        "BrokerCapability",
+        "DeadLetter",
+        "Delivery",
+        "Job",
+        "Outcome",
+        "OutcomeKind",
+        "PoolCapability",
+        "QueueInfo",
+        "QueueSpec",
+        "Settlement",
+        "StoredResult",
+        "TaskInfo",
+        "Verdict",
+    ),
+}
+_HOME = {
+    name.partition("=")[0]: (module, name.partition("=")[2] or name) for module, names in _HOMES.items() for name in names
+}
+
+__all__ = sorted(["__version__", *_HOME])  # noqa: PLE0605  # a test compares it with the imports above
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        module, attribute = _HOME[name]
+    except KeyError:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    value = getattr(importlib.import_module(f".{module}", __name__), attribute)
+    globals()[name] = value
+    return value

@@ -1,0 +1,7 @@
+"""`python -m kernel_worker.cli` is `kw`."""
+
+import sys
+
+from . import main
+
+sys.exit(main())

@@ -1,0 +1,360 @@
+"""The contracts of what is chosen by name: pool, runtime, broker, result backend, application loader,
+control command. Each has a suite in `kernel_worker.testing` that any driver can be held against.
+
+stevedore imports only the driver that was chosen; a driver's module is light and imports its heavy
+library when it connects.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+
+from .types import (
+    AppInfo,
+    BrokerCapability,
+    DeadLetter,
+    Delivery,
+    Job,
+    Outcome,
+    PoolCapability,
+    QueueInfo,
+    QueueSpec,
+    Settlement,
+    StoredResult,
+)
+
+if TYPE_CHECKING:
+    from .executor import Executor
+
+API = 1
+"""Version of these contracts. A driver states the one it was written for in its `api` attribute."""
+
+
+# --------------------------------------------------------------------------- pools
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a pool spreads its slots.
+
+    :param processes: executors to keep alive.
+    :param slots: tasks one executor runs at once.
+    :param inline: the one executor is the worker's own main thread; the loop runs beside it.
+    """
+
+    processes: int
+    slots: int
+    inline: bool = False
+
+
+class Pool:
+    """A pool, seen from the kernel process: declarative, and light to import.
+
+    Built once per worker with its options (an instance of `Options`). The kernel's supervisor keeps
+    the executors alive; a pool says how many there are, how they come into being and what they can do.
+    """
+
+    name: ClassVar[str]
+    api: ClassVar[int] = API
+    Options: ClassVar[type]
+    capabilities: ClassVar[frozenset[PoolCapability]] = frozenset()
+    runtime: ClassVar[str] = "kernel_worker.executor:BlockingRuntime"
+    """Import string of the `Runtime`; imported in the executor only."""
+    spawner: ClassVar[str] = "kernel_worker.spawn:ExecSpawner"
+    """Import string of the `Spawner`: how executors come into being."""
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+
+    def layout(self, concurrency: int) -> Layout:
+        """Processes and slots for `concurrency` tasks at once (at least 1).
+
+        Called in the kernel process, before the first executor and again when the pool is resized.
+        """
+        return Layout(processes=concurrency, slots=1)
+
+
+class Native(Protocol):
+    """Thread primitives that no monkey-patching has replaced, for the executor's minder thread."""
+
+    def start_thread(self, target: Callable[[], None]) -> None: ...
+    def lock(self) -> Any: ...
+    def poll(self, fds: Sequence[int], timeout: float) -> list[int]: ...
+
+
+class Runtime(ABC):
+    """How an executor process runs its slots."""
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Runs first of all in an exec'ed executor, before the application is imported.
+
+        The place for monkey-patching. Not called again in processes forked later.
+        """
+
+    @abstractmethod
+    def serve(self, executor: Executor) -> None:
+        """Run jobs until `executor.next()` says there are no more. Main thread of the executor."""
+
+    @abstractmethod
+    def cancel(self, tag: int, error: BaseException) -> bool:
+        """Raise `error` inside the running job `tag`. Called from the minder thread.
+
+        :return: whether the job was running here; False also when it has just ended.
+        """
+
+
+# --------------------------------------------------------------------------- brokers
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerContext:
+    """What a broker driver is built with.
+
+    :param url: the full URL, with credentials: never print it, see `kernel_worker.config.mask_url`.
+    :param holder: unique name of this worker's incarnation (node name, pid and random part): leases
+        are keyed by it, never by the node name alone.
+    :param queues: queues to consume from, in order.
+    :param lease_s: seconds after which the messages of a holder that stopped renewing come back.
+    :param max_message_bytes: larger messages go to the dead letters without being transferred.
+    :param options: `broker_transport_options`, Celery's names.
+    """
+
+    url: str
+    holder: str = "test@localhost"
+    queues: tuple[QueueSpec, ...] = (QueueSpec("celery"),)
+    lease_s: float = 15.0
+    max_message_bytes: int = 24 * 1024 * 1024
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Broker(ABC):
+    """A message broker, seen from the kernel process.
+
+    Blocking code with deadlines. Three kinds of callers, each on its own thread: `fetch` only ever on
+    the fetch thread; `settle` and `renew` only on the settle thread; everything else from any thread.
+    They must not wait for each other, so fetch and settle use connections of their own.
+
+    Every method raises `BrokerUnavailable` when the connection is gone (the kernel calls `connect`
+    again, with back-off) and `BrokerRefused` when the broker said no.
+    """
+
+    api: ClassVar[int] = API
+    capabilities: ClassVar[frozenset[BrokerCapability]] = frozenset()
+
+    def __init__(self, context: BrokerContext) -> None:
+        self.context = context
+
+    @abstractmethod
+    def connect(self) -> None:
+        """Open (or open again) what is needed, within a deadline of its own (about 5 s).
+
+        Called on the fetch thread while no other call is under way, at first and after each loss.
+        Afterwards `declare` is called.
+        """
+
+    @abstractmethod
+    def declare(self, queues: Sequence[QueueSpec]) -> None:
+        """Make the queues and bindings exist; doing it twice changes nothing."""
+
+    @abstractmethod
+    def fetch(self, limit: int, timeout: float) -> list[Delivery]:
+        """Reserve up to `limit` deliveries, waiting at most `timeout` seconds for the first.
+
+        Reserving is one atomic step on the server: a crash at any moment must not lose a message.
+        Returns at once when at least one message is there; [] on time-out or after `interrupt()`.
+        Also brings parked messages that are due, and messages of dead holders, back into play.
+        A message that is no envelope comes as a `Delivery` with `error` set.
+        """
+
+    @abstractmethod
+    def settle(self, batch: Sequence[Settlement]) -> None:
+        """Carry out the verdicts, in one round trip where possible, each atomically.
+
+        A delivery that is no longer ours (lease lost) is skipped silently. Raises only when the
+        outcome is unknown or nothing was done; the kernel then repeats the whole batch, so doing
+        a settlement twice must be harmless.
+        """
+
+    @abstractmethod
+    def renew(self, held: Sequence[Delivery]) -> None:
+        """Renew the lease of this holder and of all its deliveries. Every third of the lease."""
+
+    @abstractmethod
+    def interrupt(self) -> None:
+        """Make a waiting `fetch` return early, and the next one return at once. Any thread."""
+
+    @abstractmethod
+    def publish(self, queue: str, raw: bytes, *, priority: int = 0, payload: bytes | None = None) -> None:
+        """Append one envelope to a queue, durably before it returns."""
+
+    @abstractmethod
+    def purge(self, queue: str) -> int:
+        """Delete the waiting and parked messages of a queue; in-flight and dead ones stay.
+
+        :return: how many were deleted.
+        """
+
+    @abstractmethod
+    def size(self, queue: str) -> QueueInfo:
+        """Count the messages of a queue."""
+
+    @abstractmethod
+    def dead_letters(self, queue: str, limit: int = 100) -> list[DeadLetter]:
+        """The newest dead letters of a queue, newest first."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give back what is reserved but unsettled, drop the lease, close connections. Idempotent.
+
+        Must not raise when the broker is away: the lease then brings the messages back.
+        """
+
+
+@runtime_checkable
+class Publisher(Protocol):
+    """Sends messages for the client side (`kernel_app`). Needs no worker: implementations do not
+    import `kernel_worker`. Any thread; after a fork the child opens connections of its own.
+
+    Built as `Publisher(url: str, options: Mapping)` with `broker_transport_options`.
+    `message` is a `kernel_app.message.Message`: attributes queue, exchange, exchange_type, routing_key,
+    priority, eta (unix time or None), headers, properties, body, content_type, content_encoding, and
+    `envelope() -> bytes` giving kombu's virtual envelope.
+
+    Raises the builtin `ConnectionError` when the broker cannot be reached.
+    """
+
+    def publish(self, message: Any) -> None: ...
+    def publish_many(self, messages: Sequence[Any]) -> None: ...
+    def close(self) -> None: ...
+
+
+# --------------------------------------------------------------------------- results
+
+
+@runtime_checkable
+class ResultBackend(Protocol):
+    """Stores task states (executor) and reads them (client). Needs no worker: implementations do not
+    import `kernel_worker`. Any thread; after a fork the child opens connections of its own.
+
+    Built as `ResultBackend(url: str, settings: Mapping)` with the application's lowercase settings.
+    Raises the builtin `ConnectionError` when the store cannot be reached.
+    """
+
+    def store(self, results: Sequence[StoredResult]) -> None:
+        """Store all, in one round trip, and tell those who wait. Idempotent; a SUCCESS that is
+        stored already is never replaced by another state. Executor, before the outcome is reported."""
+
+    def fetch(self, task_id: str) -> bytes | None:
+        """The stored task meta (JSON), or None."""
+
+    def wait(self, task_id: str, timeout: float | None, is_final: Callable[[bytes], bool]) -> bytes | None:
+        """Wait until a meta for which `is_final(meta)` holds is stored; None after `timeout` seconds.
+
+        By push where the store can; leaves no subscription behind, whatever happens."""
+
+    def forget(self, task_id: str) -> None: ...
+    def close(self) -> None: ...
+
+
+# --------------------------------------------------------------------------- applications
+
+
+@dataclass(frozen=True, slots=True)
+class LoadContext:
+    """What a loader is given: settings that win over the application's own (from the command line,
+    environment and file; Celery's lowercase names, e.g. broker_url, result_backend, task_default_queue),
+    and where the client-side drivers are, so that no executor scans entry points.
+
+    :param publishers: URL scheme to import string "module:attr".
+    :param results: the same for result backends.
+    """
+
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    publishers: Mapping[str, str] = field(default_factory=dict)
+    results: Mapping[str, str] = field(default_factory=dict)
+
+
+Call = Callable[[Job], Outcome]
+"""Runs one job to its end: decodes the body, runs the task, encodes the result into
+`Outcome.result`. Raises nothing that the user's task raised; what it raises is a bug."""
+
+
+class LoadedApp(ABC):
+    """An application, imported in an executor (or its fork server)."""
+
+    info: AppInfo
+    soft_limit_error: type[BaseException]
+    hard_limit_error: type[BaseException]
+
+    @abstractmethod
+    def setup(self, node: str, wrap: Callable[[str, Call], Call]) -> None:
+        """Once per executor process, after any fork, before the first job: compile one `Call` per task.
+
+        :param node: the worker's node name, for `task.request.hostname`.
+        :param wrap: folds `kwx_wrap_task` hooks around a call; to be applied to each task's call.
+        """
+
+    @abstractmethod
+    def run(self, job: Job) -> Outcome:
+        """Run one job. On the slot that took it."""
+
+    @abstractmethod
+    def conclude(self, job: Job, kind: int, error: str) -> StoredResult | None:
+        """The result to store for a job that the kernel ended without running it to its end: LOST,
+        TIMEOUT, EXPIRED, REVOKED, UNKNOWN, INVALID (`kind` is an `OutcomeKind`). None = nothing to store.
+        """
+
+    @property
+    @abstractmethod
+    def results(self) -> ResultBackend | None:
+        """The result backend of the application, opened at first use; None if it has none."""
+
+
+class AppLoader(ABC):
+    """Turns an imported object into a `LoadedApp`. Chosen by asking each selected loader in turn."""
+
+    name: ClassVar[str]
+    api: ClassVar[int] = API
+
+    @abstractmethod
+    def accepts(self, target: object) -> object | None:
+        """The application in `target`: itself, or found in it when it is a module. None = not mine."""
+
+    @abstractmethod
+    def load(self, app: object, context: LoadContext) -> LoadedApp:
+        """Make the application ready: apply overrides, import its `imports` and `include` modules."""
+
+
+# --------------------------------------------------------------------------- control
+
+
+class Permission(Enum):
+    """What a control command may do; `kw run --control` says up to which level commands are obeyed."""
+
+    READ = "read"
+    OPERATE = "operate"
+    DESTROY = "destroy"
+
+
+@dataclass(frozen=True, slots=True)
+class ControlCommand:
+    """One remote-control command.
+
+    :param handler: called on the loop thread as `handler(context, **arguments)`; returns a JSON-able
+        reply. Must not block. Raises ValueError for a wrong argument.
+    :param arguments: name to type; unknown or mistyped arguments are refused before the handler runs.
+    :param deadline_s: a handler that takes longer is reported in the log.
+    """
+
+    name: str
+    handler: Callable[..., Any]
+    permission: Permission = Permission.READ
+    arguments: Mapping[str, type] = field(default_factory=dict)
+    help: str = ""
+    deadline_s: float = 1.0
+    aliases: tuple[str, ...] = ()

@@ -1,0 +1,303 @@
+"""Keep the executors alive: start, replace with back-off, kill, retire; and tell whose job died with one.
+
+Runs on the loop thread. Knows executors and the requests they hold, but no broker; the dispatcher gets what
+comes back through `Events`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import socket
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from .board import Board
+from .drivers import Layout
+from .errors import ExecutorError, KernelWorkerError, UsageError
+from .loop import Loop
+from .spawn import Birth, Spawner, exit_reason, hello_frame
+from .types import AppInfo, QueueSpec, TaskInfo
+from .wire import Channel, ChannelClosed, Frame, FrameError, pack, pack_json
+
+if TYPE_CHECKING:
+    from .dispatcher import Request
+
+log = logging.getLogger("kernel_worker.supervisor")
+
+MAX_EARLY_DEATHS = 10
+"""Executors that end before they were up, one after the other, before the worker gives up."""
+RESTART_DELAY_S = 1.0
+RESTART_DELAY_MAX_S = 30.0
+
+
+class Events(Protocol):
+    """What the supervisor tells the dispatcher. Loop thread."""
+
+    def on_up(self, executor: Handle) -> None: ...
+    def on_frame(self, executor: Handle, kind: int, payload: bytes) -> None: ...
+    def on_down(self, executor: Handle, reason: str) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
+class Handle:
+    """One executor, seen from the kernel."""
+
+    key: int
+    channel: Channel
+    board: Board
+    slots: int
+    pid: int = 0
+    up: bool = False
+    retiring: bool = False
+    blocked: bool = False
+    """Its socket is full: the loop watches for room."""
+    stalled: bool = False
+    """It gave work back because its task runs long: gets nothing until that ends."""
+    outstanding: dict[int, Request] = field(default_factory=dict)
+    """Requests it holds by tag, in the order they were given: the first is the one that runs."""
+    backlog_s: float = 0.0
+    """Expected run time of what it holds."""
+    doom: str = ""
+    """Why the kernel killed it."""
+    doomed_tag: int = 0
+    """The request whose time limit killed it."""
+
+
+class Supervisor:
+    """The executors of one worker. `start_loading`, then `resize`; then they are kept at that number."""
+
+    def __init__(self, loop: Loop) -> None:
+        self.loop = loop
+        self.app: AppInfo | None = None
+        self.layout = Layout(0, 0)
+        self.executors: dict[int, Handle] = {}
+        self.events: Events | None = None
+        self.failure: KernelWorkerError | None = None
+        """Set when executors cannot be started at all; the worker then ends with it."""
+        self.restarts = 0
+        self._spawner: Spawner | None = None
+        self._hello = b""
+        self._next_key = 1
+        self._early_deaths = 0
+        self._restart_pending = False
+        self._closing = False
+        loop.at_turn_end(self.flush_all)
+
+    # -- coming up
+
+    def start_loading(self, spawner: Spawner, hello: dict[str, Any]) -> None:
+        """Have the application imported; `app` or `failure` is set some turns later."""
+        self._spawner = spawner
+        self._hello = hello_frame(hello)
+        spawner.start()
+        if not spawner.preloads:
+            self.layout = Layout(1, 1)
+            self._add()
+
+    def resize(self, layout: Layout) -> None:
+        """Grow or shrink to a layout; executors that are too many are retired, never interrupted."""
+        self.layout = layout
+        self._fill()
+        active = [h for h in self.executors.values() if not h.retiring]
+        for handle in sorted(active, key=lambda h: len(h.outstanding))[: max(0, len(active) - layout.processes)]:
+            self.retire(handle)
+
+    @property
+    def up_count(self) -> int:
+        """Executors that are ready for requests."""
+        return sum(handle.up and not handle.retiring for handle in self.executors.values())
+
+    def _fill(self) -> None:
+        while not self._closing and sum(not h.retiring for h in self.executors.values()) < self.layout.processes:
+            self._add()
+
+    def _add(self) -> None:
+        assert self._spawner is not None
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        board = Board.create(self.layout.slots)
+        handle = Handle(self._next_key, Channel(ours), board, self.layout.slots)
+        self._next_key += 1
+        self.executors[handle.key] = handle
+        self.loop.add_reader(ours, self._read, handle)
+        if not self._spawner.preloads:
+            handle.channel.queue(self._hello)
+        self._spawner.spawn(Birth(handle.key, theirs, board, handle.slots))
+
+    # -- spawner's events
+
+    def on_loaded(self, info: dict[str, Any]) -> None:
+        """LOADED: remember the application; the first report counts."""
+        if self.app is None:
+            tasks = {name: TaskInfo(**task) for name, task in info.pop("tasks").items()}
+            queues = tuple(QueueSpec(**queue) for queue in info.pop("queues"))
+            self.app = AppInfo(tasks=tasks, queues=queues, **info)
+
+    def on_failed(self, failure: dict[str, Any]) -> None:
+        """FAILED: the application cannot be loaded. Fatal at start; later one early death among others."""
+        text = failure["text"]
+        if self.app is None:
+            hint = "" if failure["kind"] == "usage" else "set KW_TRACEBACK=1 to see the whole traceback"
+            error = UsageError(text, hint=hint) if failure["kind"] == "usage" else ExecutorError(text, hint=hint)
+            error.details = failure.get("details", "")
+            self.failure = error
+        else:
+            log.error("executor failed to start: %s", text, extra={"action": "executor_failed"})
+
+    def on_born(self, key: int, pid: int) -> None:
+        handle = self.executors.get(key)
+        if handle is not None:
+            handle.pid = pid
+
+    def on_exited(self, key: int, status: int) -> None:
+        """The process has ended: account for what it held, and fill its place."""
+        handle = self.executors.pop(key, None)
+        if handle is None:
+            return
+        self._drain(handle)
+        self.loop.remove(handle.channel.sock)
+        handle.channel.close()
+        reason = handle.doom or ("retired" if handle.retiring and status == 0 else exit_reason(status))
+        if handle.up:
+            level = logging.INFO if reason == "retired" else logging.WARNING
+            log.log(level, "executor %d ended: %s", handle.pid, reason, extra={"action": "executor_down", "pid": handle.pid})
+        if self.events is not None:
+            self.events.on_down(handle, reason)
+        handle.board.close()
+        self._replace(handle, reason)
+
+    def _replace(self, handle: Handle, reason: str) -> None:
+        if self._closing or self.failure is not None or self._restart_pending:
+            return
+        if handle.up or handle.retiring:
+            self.restarts += 1
+            self._fill()
+            return
+        self._early_deaths += 1
+        if self._early_deaths >= MAX_EARLY_DEATHS:
+            self.failure = ExecutorError(
+                f"executors ended before they were up, {self._early_deaths} times in a row; the last: {reason}",
+                hint="the log above says what failed: the application's import or an init hook",
+            )
+            return
+        delay = min(RESTART_DELAY_S * 2 ** (self._early_deaths - 1), RESTART_DELAY_MAX_S)
+        log.error(
+            "executor ended before it was up: %s; next try in %.0f s", reason, delay, extra={"action": "executor_early_death"}
+        )
+        self._restart_pending = True
+        self.loop.call_later(delay, self._restart)
+
+    def _restart(self) -> None:
+        self._restart_pending = False
+        self._fill()
+
+    # -- frames
+
+    def _read(self, handle: Handle) -> None:
+        try:
+            frames = handle.channel.receive()
+        except ChannelClosed:
+            # Its exit is reported by the spawner, with the reason; stop spinning on the end of file.
+            self.loop.remove(handle.channel.sock)
+            self.loop.call_later(1.0, self._kill_deaf, handle)
+            return
+        except FrameError as error:
+            self.kill(handle, f"it sent nonsense: {error}")
+            self.loop.remove(handle.channel.sock)
+            return
+        for kind, payload in frames:
+            self._frame(handle, kind, payload)
+
+    def _kill_deaf(self, handle: Handle) -> None:
+        """A task may close descriptors that are not its own: such an executor hears nothing any more."""
+        if self.executors.get(handle.key) is handle:
+            self.kill(handle, "it closed its connection to the worker")
+
+    def _drain(self, handle: Handle) -> None:
+        """Read what a dead executor had still reported: it need not be done again."""
+        try:
+            while frames := handle.channel.receive():
+                for kind, payload in frames:
+                    self._frame(handle, kind, payload)
+        except (ChannelClosed, FrameError, OSError):
+            pass
+
+    def _frame(self, handle: Handle, kind: int, payload: bytes) -> None:
+        if kind == Frame.LOADED:
+            self.on_loaded(json.loads(payload))
+        elif kind == Frame.FAILED:
+            self.on_failed(json.loads(payload))
+        elif kind == Frame.UP:
+            handle.up = True
+            handle.pid = json.loads(payload)["pid"]
+            self._early_deaths = 0
+            log.debug("executor %d is up", handle.pid, extra={"action": "executor_up", "pid": handle.pid})
+            if self.events is not None:
+                self.events.on_up(handle)
+        elif self.events is not None:
+            self.events.on_frame(handle, kind, payload)
+
+    def flush_all(self) -> None:
+        """Send what is queued for all executors; also at the end of each turn of the loop."""
+        for handle in self.executors.values():
+            self.flush(handle)
+
+    def flush(self, handle: Handle) -> None:
+        """Send what is queued for one executor."""
+        channel = handle.channel
+        if not channel.out_bytes:
+            return
+        try:
+            blocked = not channel.flush()
+            if blocked != handle.blocked:
+                handle.blocked = blocked
+                self.loop.set_writer(channel.sock, self.flush if blocked else None, handle)
+        except (ChannelClosed, KeyError):
+            pass  # it is dead; its exit is about to be reported
+
+    # -- ending
+
+    def kill(self, handle: Handle, reason: str, tag: int = 0) -> None:
+        """Kill one executor; `on_down` follows with `reason`. `tag`: the request that is to blame."""
+        assert self._spawner is not None
+        handle.doom, handle.doomed_tag = reason, tag
+        self._spawner.kill(handle.key, signal.SIGKILL)
+
+    def retire(self, handle: Handle) -> None:
+        """Let one executor finish what it holds and exit; another one takes its place if it is needed."""
+        if not handle.retiring:
+            handle.retiring = True
+            handle.channel.queue(pack(Frame.RETIRE))
+
+    def recall(self) -> None:
+        """Ask every executor to give back what it has not started."""
+        for handle in self.executors.values():
+            if handle.up:
+                handle.channel.queue(pack(Frame.RECALL))
+
+    def cancel(self, handle: Handle, tag: int, error: str, value: float) -> None:
+        """Have an exception raised inside one running request."""
+        handle.channel.queue(pack_json(Frame.CANCEL, {"tag": tag, "error": error, "value": value}))
+
+    def close(self) -> None:
+        """Replace nobody any more."""
+        self._closing = True
+
+    def stop(self, deadline: float) -> None:
+        """Retire all; kill what is left at the monotonic deadline."""
+        self._closing = True
+        if self._spawner is None:
+            return
+        for handle in list(self.executors.values()):
+            if handle.up:
+                self.retire(handle)
+            else:
+                self._spawner.kill(handle.key, signal.SIGKILL)
+        if not self.loop.run_until(lambda: not self.executors, deadline):
+            for handle in list(self.executors.values()):
+                self.kill(handle, "killed: the grace period is over")
+            self.loop.run_until(lambda: not self.executors, time.monotonic() + 2.0)
+        self._spawner.stop()

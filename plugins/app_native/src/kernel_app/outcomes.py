@@ -1,0 +1,228 @@
+"""How a run ended: the state to store, followers, hooks, and one line in the log.
+
+Runs in an executor, on the slot of the task, while its request is current. Texts of the log lines as Celery's users
+know them (worker-cli §4).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from traceback import format_exception
+from typing import TYPE_CHECKING, Any
+
+from kernel_worker.types import Outcome, OutcomeKind, StoredResult
+
+from . import states
+from .context import Context
+from .exceptions import Ignore, Reject, Retry, TaskPredicate, TimeLimitExceeded
+from .following import Followers
+from .log import TASK_LOGGER
+from .meta import MetaCodec, writable
+from .representation import bounded_repr, describe_error, printable, safe_str
+from .retrying import automatic
+from .task import Task
+
+if TYPE_CHECKING:
+    from .app import App
+    from .decoding import Embed
+
+log = logging.getLogger(TASK_LOGGER)
+
+TRACEBACK_CHARS = 64 * 1024
+"""Longest stored traceback: what lies between its beginning and its end is left out."""
+LOGGED_LINES = 200
+
+
+class ExceptionInfo:
+    """What hooks get as `einfo`."""
+
+    __slots__ = ("exception", "traceback", "type")
+
+    def __init__(self, error: BaseException, text: str) -> None:
+        self.exception = error
+        self.traceback = text
+        self.type = type(error)
+
+    def __str__(self) -> str:
+        return self.traceback
+
+
+class Run:
+    """One run that did not simply return."""
+
+    __slots__ = ("context", "embed", "headers", "runtime", "task")
+
+    def __init__(self, task: Task[..., Any, Any], context: Context, embed: Embed, runtime: float) -> None:
+        self.task = task
+        self.context = context
+        self.headers: Mapping[str, Any] = context.received
+        self.embed = embed
+        self.runtime = runtime
+
+
+class Endings:
+    """Ends runs. One per loaded application; holds no state of a run."""
+
+    def __init__(self, app: App, codec: MetaCodec, followers: Followers) -> None:
+        self._app = app
+        self._codec = codec
+        self._followers = followers
+
+    # -- states
+
+    def extra(self, headers: Mapping[str, Any], context: Context | None) -> dict[str, Any]:
+        """Fields of a stored state beyond those that every state has."""
+        extra: dict[str, Any] = {}
+        if headers.get("group"):
+            extra["group_id"] = headers["group"]
+        if headers.get("parent_id"):
+            extra["parent_id"] = headers["parent_id"]
+        if self._codec.extended and context is not None:
+            extra.update(
+                name=headers.get("task"),
+                args=writable(context.args),
+                kwargs=writable(context.kwargs),
+                worker=context.hostname,
+                retries=headers.get("retries", 0),
+                queue=(context.delivery_info or {}).get("routing_key"),
+            )
+            stamps, names = headers.get("stamps"), headers.get("stamped_headers")
+            if isinstance(stamps, dict) and isinstance(names, list) and stamps:
+                extra["stamped_headers"] = names
+                extra.update({name: stamps[name] for name in names if name in stamps})
+        return extra
+
+    def state(
+        self,
+        task: Task[..., Any, Any] | None,
+        headers: Mapping[str, Any],
+        context: Context | None,
+        state: str,
+        value: Any,
+        traceback: str | None = None,
+    ) -> StoredResult | None:
+        """The state to store, or None when there is no backend or results are ignored."""
+        if not self._app.connections.has_results:
+            return None
+        ignore = headers.get("ignore_result")
+        if ignore is None and task is not None:
+            ignore = task.ignore_result
+        if ignore:
+            errors = task is not None and task.store_errors_even_if_ignored
+            if not (errors and state in states.PROPAGATE_STATES):
+                return None
+        children = [child.as_tuple() for child in context.children] if context is not None else None
+        made: StoredResult = self._codec.other(
+            headers["id"], state, value, traceback=traceback, children=children, extra=self.extra(headers, context)
+        )
+        return made
+
+    # -- ends
+
+    def raised(self, run: Run, error: BaseException) -> Outcome:
+        """The outcome of a run that raised `error`."""
+        if not isinstance(error, TaskPredicate) or (isinstance(error, Retry) and error.sig is None):
+            error = self._try_again(run.task, error) or error
+        try:
+            if isinstance(error, Retry):
+                return self._retried(run, error)
+            if isinstance(error, Reject):
+                return self._rejected(run, error)
+            if isinstance(error, Ignore):
+                _log(logging.INFO, "Task %s[%s] ignored", run)
+                return Outcome(OutcomeKind.IGNORE, run.runtime)
+            return self._failed(run, error)
+        finally:
+            error.__traceback__ = None  # its frames hold the task's variables
+
+    def _try_again(self, task: Task[..., Any, Any], error: BaseException) -> BaseException | None:
+        """The retry that was asked for, or the error that takes its place; None when none was."""
+        try:
+            if isinstance(error, Retry):  # raised without `Task.retry`, so nothing has been sent yet
+                when = error.when
+                times = {"countdown": when} if isinstance(when, (int, float)) else {"eta": when}
+                return task.retry(exc=error.exc, throw=False, **times)
+            if task.autoretry_for:
+                return automatic(task, error)
+        except BaseException as final:  # no try left, or the broker is away: this is how it ends
+            return final
+        return None
+
+    def _failed(self, run: Run, error: BaseException) -> Outcome:
+        kind = OutcomeKind.TIMEOUT if isinstance(error, TimeLimitExceeded) else OutcomeKind.FAILURE
+        context, headers = run.context, run.headers
+        text = _traceback_text(error)
+        result = self.state(run.task, headers, context, states.FAILURE, error, text)
+        self._followers.failed(headers, context, run.embed, error, text)
+        info = ExceptionInfo(error, text)
+        call_hook(run.task, "on_failure", error, context.id, context.args, context.kwargs, info)
+        call_hook(run.task, "after_return", states.FAILURE, error, context.id, context.args, context.kwargs, info)
+        if isinstance(error, run.task.throws):
+            _log(logging.INFO, "Task %s[%s] raised expected: %s", run, describe_error(error))
+        elif log.isEnabledFor(logging.ERROR):
+            lines = [printable(line, 2000) for line in text.splitlines()[-LOGGED_LINES:]]
+            _log(logging.ERROR, "Task %s[%s] raised unexpected: %s\n%s", run, describe_error(error), "\n".join(lines))
+        return Outcome(kind, run.runtime, describe_error(error), result=result)
+
+    def _retried(self, run: Run, error: Retry) -> Outcome:
+        context = run.context
+        text = _traceback_text(error)
+        result = self.state(run.task, run.headers, context, states.RETRY, error.exc, text)
+        info = ExceptionInfo(error, text)
+        call_hook(run.task, "on_retry", error.exc, context.id, context.args, context.kwargs, info)
+        reason = printable(str(error))
+        _log(logging.INFO, "Task %s[%s] retry: %s", run, reason)
+        return Outcome(OutcomeKind.RETRY, run.runtime, reason, result=result)
+
+    def _rejected(self, run: Run, error: Reject) -> Outcome:
+        requeue = bool(error.requeue)
+        reason = printable(safe_str(error.reason))
+        _log(logging.WARNING, "Task %s[%s] reject requeue=%s: %s", run, requeue, reason)
+        result = None if requeue else self.state(run.task, run.headers, run.context, states.FAILURE, error)
+        return Outcome(OutcomeKind.REJECT, run.runtime, reason, requeue=requeue, result=result)
+
+    def succeeded(self, run: Run, value: Any) -> None:
+        """Hooks and the log line of a run that returned `value`; called only if one of them is wanted."""
+        context = run.context
+        call_hook(run.task, "on_success", value, context.id, context.args, context.kwargs)
+        call_hook(run.task, "after_return", states.SUCCESS, value, context.id, context.args, context.kwargs, None)
+        if log.isEnabledFor(logging.INFO):
+            shown = printable(bounded_repr(value, run.task.resultrepr_maxsize), run.task.resultrepr_maxsize)
+            _log(logging.INFO, "Task %s[%s] succeeded in %ss: %s", run, run.runtime, shown)
+
+
+def has_hook(task: Task[..., Any, Any], name: str) -> bool:
+    """Whether the task's class overrides a hook."""
+    return getattr(type(task), name) is not getattr(Task, name)
+
+
+def call_hook(task: Task[..., Any, Any], name: str, *args: Any) -> None:
+    """Call a hook if there is one. What it raises is logged: the run has ended as it ended."""
+    if not has_hook(task, name):
+        return
+    try:
+        getattr(task, name)(*args)
+    except Exception:  # user code; its bug must not change the outcome
+        log.exception("Task %s: %s raised", task.name, name, extra={"action": "hook_failed", "task": task.name})
+
+
+def _log(level: int, text: str, run: Run, *args: Any) -> None:
+    if log.isEnabledFor(level):
+        task_id = printable(run.headers["id"])
+        name = printable(str(run.headers.get("shadow") or run.task.name))
+        extra = {"action": "task_ended", "task": name, "task_id": task_id, "runtime": run.runtime}
+        log.log(level, text, name, task_id, *args, extra=extra)
+
+
+def _traceback_text(error: BaseException) -> str:
+    """The traceback from the task's own frame on, as text, bounded."""
+    traceback = error.__traceback__
+    try:
+        text = "".join(format_exception(type(error), error, traceback.tb_next if traceback is not None else None))
+    except Exception:  # a hostile exception class; its bug must not become ours
+        return describe_error(error)
+    if len(text) > TRACEBACK_CHARS:
+        half = TRACEBACK_CHARS // 2
+        text = f"{text[:half]}\n... {len(text) - 2 * half} characters left out ...\n{text[-half:]}"
+    return text

@@ -1,0 +1,216 @@
+"""The loader of native applications. Runs in executors (and their fork server); the only part that imports the kernel,
+apart from the commands."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Callable, Mapping
+from time import time
+from types import ModuleType
+from typing import Any, ClassVar
+
+from kernel_worker.drivers import AppLoader, Call, LoadContext, LoadedApp, ResultBackend
+from kernel_worker.types import AppInfo, Job, Outcome, OutcomeKind, QueueSpec, StoredResult, TaskInfo
+
+from . import states
+from .app import App
+from .decoding import NOTHING, check_headers, read_envelope, read_protocol_1, unix_time, usable_id
+from .exceptions import (
+    DecodeError,
+    EncodeError,
+    KernelAppError,
+    NotRegistered,
+    SoftTimeLimitExceeded,
+    TaskRevokedError,
+    TimeLimitExceeded,
+    WorkerLostError,
+)
+from .execution import NativeJob, Workshop, compile_call
+from .log import TASK_LOGGER
+from .meta import MetaCodec
+from .representation import printable
+from .routing import configured_queues
+from .serialization import content_types, to_json
+from .settings import is_setting
+from .task import Task
+from .transport import PUBLISHERS, RESULTS
+
+log = logging.getLogger(TASK_LOGGER)
+
+_USUAL_NAMES = ("app", "celery")
+
+
+class NativeLoader(AppLoader):
+    """Recognises and loads `kernel_app.App`."""
+
+    name: ClassVar[str] = "native"
+
+    def accepts(self, target: object) -> object | None:
+        """An `App`, or the one of a module: named `app` or `celery`, or its only one."""
+        if isinstance(target, App):
+            return target
+        if not isinstance(target, ModuleType):
+            return None
+        for name in _USUAL_NAMES:
+            if isinstance(found := getattr(target, name, None), App):
+                return found
+        apps = {id(value): value for value in vars(target).values() if isinstance(value, App)}
+        return next(iter(apps.values())) if len(apps) == 1 else None
+
+    def load(self, app: object, context: LoadContext) -> LoadedApp:
+        """Apply the overrides and import the modules of `imports` and `include`."""
+        assert isinstance(app, App)
+        app.conf.update({name: value for name, value in context.overrides.items() if is_setting(name)})
+        if context.publishers:
+            app.connections.drivers.use(PUBLISHERS, context.publishers)
+        if context.results:
+            app.connections.drivers.use(RESULTS, context.results)
+        for module in (*app.conf.imports, *app.conf.include):
+            importlib.import_module(module)
+        return NativeApp(app)
+
+
+class NativeApp(LoadedApp):
+    """A native application in an executor."""
+
+    soft_limit_error = SoftTimeLimitExceeded
+    hard_limit_error = TimeLimitExceeded
+
+    def __init__(self, app: App) -> None:
+        """:raises ConfigError: a setting that only shows now to be impossible."""
+        self.app = app
+        self._codec = MetaCodec(app.conf, StoredResult)
+        self._accept = content_types(app.conf.accept_content)
+        self._calls: dict[str, Call] = {}
+        self._shop = Workshop(app, self._codec, self._accept, "")
+        self.info = _describe(app, self._accept)
+
+    @property
+    def results(self) -> ResultBackend | None:
+        backend: ResultBackend | None = self.app.connections.results
+        return backend
+
+    def setup(self, node: str, wrap: Callable[[str, Call], Call]) -> None:
+        self._shop = Workshop(self.app, self._codec, self._accept, node)
+        self._calls = {name: wrap(name, compile_call(task, self._shop)) for name, task in self.app.tasks.items()}
+
+    def run(self, job: Job) -> Outcome:
+        headers: Mapping[str, Any] = {}
+        try:
+            envelope = read_envelope(job.raw, job.payload)
+            headers = envelope.headers
+            if "task" in headers:
+                native = NativeJob(job, envelope, envelope.headers, None)
+            else:
+                headers, call = read_protocol_1(envelope, self._accept, self._shop.max_body_bytes)
+                native = NativeJob(job, envelope, dict(headers), call)
+                if headers["eta"] and (due := unix_time(headers["eta"], "eta")) > time():
+                    return Outcome(OutcomeKind.DEFER, until=due)
+            check_headers(headers)
+        except DecodeError as error:
+            if usable_id(headers.get("id")) is None:
+                return Outcome(OutcomeKind.INVALID, error=str(error))
+            return self._shop.invalid(headers, error, None)
+        compiled = self._calls.get(headers["task"])
+        return self._unknown(native) if compiled is None else compiled(native)
+
+    def _unknown(self, job: NativeJob) -> Outcome:
+        name = job.headers["task"]
+        log.error(
+            "Received unregistered task %s[%s]",
+            printable(name),
+            printable(job.headers["id"]),
+            extra={"action": "task_unknown", "task": printable(name), "task_id": printable(job.headers["id"])},
+        )
+        return Outcome(OutcomeKind.UNKNOWN, error=printable(name), result=self._fail(job, None, NotRegistered(name)))
+
+    def conclude(self, job: Job, kind: int, error: str) -> StoredResult | None:
+        """See `LoadedApp.conclude`. Also tells those that follow (chain, errbacks) of a failure."""
+        try:
+            envelope = read_envelope(job.raw, job.payload)
+            headers: dict[str, Any] = envelope.headers
+            call = None
+            if "task" not in headers:
+                headers, call = read_protocol_1(envelope, self._accept, self._shop.max_body_bytes)
+        except DecodeError:
+            return None
+        if usable_id(headers.get("id")) is None:
+            return None
+        native = NativeJob(job, envelope, headers, call)
+        task = self.app.tasks.get(headers["task"]) if isinstance(headers.get("task"), str) else None
+        failure = _failure(job, kind, error, str(headers.get("task")))
+        if isinstance(failure, TaskRevokedError):
+            return self._shop.endings.state(task, headers, None, states.REVOKED, failure)
+        return self._fail(native, task, failure)
+
+    def _fail(self, job: NativeJob, task: Task[..., Any, Any] | None, error: Exception) -> StoredResult | None:
+        """The state of a message that failed without being run; its chain and errbacks are told."""
+        try:
+            call = self._shop.read(job)
+        except DecodeError:
+            return self._shop.endings.state(task, job.headers, None, states.FAILURE, error)
+        context = self._shop.context(job, task, call)
+        if call.embed is not NOTHING:
+            self._shop.followers.failed(job.headers, context, call.embed, error, None)
+        return self._shop.endings.state(task, job.headers, context, states.FAILURE, error)
+
+
+def _failure(job: Job, kind: int, error: str, name: str) -> Exception:
+    """The exception that stands for an end the kernel decided on."""
+    if kind == OutcomeKind.LOST:
+        return WorkerLostError(error)
+    if kind == OutcomeKind.TIMEOUT or (kind == OutcomeKind.FAILURE and error == TimeLimitExceeded.__name__):
+        return TimeLimitExceeded(int(job.hard) if job.hard.is_integer() else job.hard)
+    if kind == OutcomeKind.FAILURE and error == SoftTimeLimitExceeded.__name__:
+        return SoftTimeLimitExceeded()
+    if kind in (OutcomeKind.EXPIRED, OutcomeKind.REVOKED):
+        return TaskRevokedError(error or ("expired" if kind == OutcomeKind.EXPIRED else "revoked"))
+    if kind == OutcomeKind.UNKNOWN:
+        return NotRegistered(name)
+    if kind == OutcomeKind.INVALID:
+        return DecodeError(error)
+    return KernelAppError(error)
+
+
+def _describe(app: App, accept: frozenset[str]) -> AppInfo:
+    conf = app.conf
+    settings: dict[str, Any] = {"broker_url": conf.broker_url, "result_backend": conf.result_backend}
+    for name, value in conf.explicit().items():
+        try:
+            to_json(value)
+        except EncodeError:
+            continue  # objects (queues, routes) mean something in this process only
+        settings[name] = value
+    queues = configured_queues(conf).values() if conf.task_queues else ()
+    warnings = tuple(
+        f"accept_content has {kind}: whoever can write to the broker can run any code in this worker"
+        for kind in sorted(accept)
+        if kind in ("application/x-python-serialize", "application/x-pickle")
+    )
+    return AppInfo(
+        name=app.name,
+        kind=NativeLoader.name,
+        tasks={name: _task_info(task) for name, task in app.tasks.items()},
+        settings=settings,
+        queues=tuple(
+            QueueSpec(queue.name, queue.exchange, queue.exchange_type, queue.routing_key, queue.queue_arguments)
+            for queue in queues
+        ),
+        default_queue=conf.task_default_queue,
+        warnings=warnings,
+    )
+
+
+def _task_info(task: Task[..., Any, Any]) -> TaskInfo:
+    both = task.acks_on_failure_or_timeout
+    return TaskInfo(
+        name=task.name,
+        acks_late=bool(task.acks_late),
+        time_limit=task.time_limit,
+        soft_time_limit=task.soft_time_limit,
+        rate_limit=None if task.rate_limit is None else str(task.rate_limit),
+        reject_on_worker_lost=task.reject_on_worker_lost,
+        acks_on_failure=both if task.acks_on_failure is None else task.acks_on_failure,
+        acks_on_timeout=both if task.acks_on_timeout is None else task.acks_on_timeout,
+    )

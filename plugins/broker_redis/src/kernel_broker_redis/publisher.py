@@ -1,0 +1,143 @@
+"""Send messages for clients: one LPUSH each, no worker needed. Imports nothing of the kernel.
+
+Any thread, any greenlet; after a fork the child opens connections of its own. Nothing is repeated here: when a
+connection breaks in the middle, whether the message arrived is unknown, and the caller decides (kernel_app
+follows `task_publish_retry_policy`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kernel_result_redis.connection import ReplyError, pack
+from kernel_result_redis.pool import Pool
+from kernel_result_redis.server import parse
+
+from .layout import Layout
+
+_BINDINGS_S = 1.0  # for so long a binding set is not read again; kombu reads it for every message
+_NAMES = 10_000  # queue names remembered: those made up per message must not fill the memory
+_CHUNK_BYTES = 1024 * 1024  # of commands written before their replies are read
+
+
+class RedisPublisher:
+    """Puts envelopes into kombu's lists; see `kernel_worker.Publisher`.
+
+    :param url: redis://, rediss://, redis+socket:// or unix://.
+    :param options: `broker_transport_options`, Celery's names.
+    :raises ValueError: the URL or an option makes no sense.
+    """
+
+    def __init__(self, url: str, options: Mapping[str, Any]) -> None:
+        server = parse(url, options)
+        self._layout = Layout(options, server.db)
+        self._pool = Pool(server, int(options.get("max_connections") or 10), "kw:publish")
+        self._keys: dict[tuple[str, int], str] = {}
+        self._bound: set[str] = set()
+        self._bindings: dict[str, tuple[float, Sequence[bytes]]] = {}
+
+    def publish(self, message: Any) -> None:
+        """Append one message; Redis has it when this returns.
+
+        :raises ConnectionError: the server is away or refuses; the message may have been stored all the same.
+        :raises LookupError: no queue is bound to the exchange for this routing key. Kombu drops such a message.
+        :raises ValueError: the queue has a name that no queue can have.
+        """
+        self._send(self._commands(message, message.envelope()))
+
+    def publish_many(self, messages: Sequence[Any]) -> None:
+        """Append all, in their order, with few round trips. Raises as `publish` does; those sent before an
+        error stay sent."""
+        chunk: list[bytes] = []
+        size = 0
+        for message in messages:
+            commands = self._commands(message, message.envelope())
+            chunk += commands
+            size += sum(map(len, commands))
+            if size > _CHUNK_BYTES:
+                self._send(chunk)
+                chunk, size = [], 0
+        if chunk:
+            self._send(chunk)
+
+    def close(self) -> None:
+        """Close idle connections. Idempotent; the publisher can be used again."""
+        self._pool.close()
+        self._bound.clear()
+
+    # ------------------------------------------------------------------ where to
+
+    def _commands(self, message: Any, envelope: bytes) -> list[bytes]:
+        """The packed commands that deliver one message."""
+        queue, exchange = message.queue, message.exchange
+        if exchange:
+            return self._through_exchange(message, envelope)
+        target = queue or message.routing_key
+        push = pack(("LPUSH", self._key(target, message.priority), envelope))
+        if target in self._bound:
+            return [push]
+        if len(self._bound) > _NAMES:
+            self._bound.clear()
+        self._bound.add(target)
+        return [*self._bind(target, target, target), push]
+
+    def _through_exchange(self, message: Any, envelope: bytes) -> list[bytes]:
+        exchange, kind, routing_key, queue = message.exchange, message.exchange_type, message.routing_key, message.queue
+        if kind == "fanout":
+            return [pack(("PUBLISH", self._layout.channel(exchange, routing_key), envelope))]
+        commands: list[bytes] = []
+        queues = self._resolve(exchange, kind, routing_key)
+        if not queues and not queue:
+            queues = self._resolve(exchange, kind, routing_key, fresh=True)
+            if not queues:
+                raise LookupError(f"no queue is bound to exchange {exchange!r} for routing key {routing_key!r}")
+        if queue and queue not in queues and kind == "direct":
+            commands = self._bind(exchange, routing_key, queue)
+            queues = [*queues, queue]
+        return commands + [pack(("LPUSH", self._key(each, message.priority), envelope)) for each in queues or [queue]]
+
+    def _key(self, queue: str, priority: int | None) -> str:
+        try:
+            return self._keys[queue, priority or 0]
+        except KeyError:
+            refusal = self._layout.refusal(queue)
+            if refusal:
+                raise ValueError(refusal) from None
+            if len(self._keys) > _NAMES:
+                self._keys.clear()
+            key = self._keys[queue, priority or 0] = self._layout.list_key(queue, self._layout.step(priority or 0))
+            return key
+
+    def _bind(self, exchange: str, routing_key: str, queue: str) -> list[bytes]:
+        """What a kombu client does before its first publish: make the queue known to exchange lookups."""
+        member = self._layout.binding(queue, "direct", routing_key)
+        return [pack(("SADD", key, member)) for key in self._layout.binding_sets(exchange)]
+
+    def _resolve(self, exchange: str, kind: str, routing_key: str, fresh: bool = False) -> list[str]:
+        now = time.monotonic()
+        read_at, members = self._bindings.get(exchange, (0.0, ()))
+        if fresh or now - read_at > _BINDINGS_S or not read_at:
+            members = self._pool.call("SMEMBERS", self._layout.binding_sets(exchange)[0])
+            self._bindings[exchange] = now, members
+        return self._layout.bound_queues(members, kind, routing_key)
+
+    def _send(self, commands: list[bytes]) -> None:
+        """Write all, then read all replies."""
+        pool = self._pool
+        connection = pool.take()
+        error = None
+        try:
+            connection.send(b"".join(commands))
+            for _ in commands:
+                reply = connection.read()
+                if isinstance(reply, ReplyError):
+                    error = reply
+        except BaseException:  # time limits of the calling task too: a reply is outstanding
+            connection.close()
+            self._bound.clear()  # the server may have been emptied meanwhile
+            raise
+        pool.give(connection)
+        if error is not None:
+            raise error.explain(pool.server)

@@ -1,0 +1,111 @@
+"""The kernel's end of the fork server. Kernel process, loop thread."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+from typing import Any
+
+from kernel_worker.loop import Loop
+from kernel_worker.spawn import Birth, SpawnEvents, Spawner, hello_frame, python_command, watch_exit
+from kernel_worker.wire import Channel, ChannelClosed, Frame, pack_json
+
+
+class ForkServerSpawner(Spawner):
+    """Executors are forked by a process that was exec'ed for nothing else.
+
+    The kernel process has threads and must not fork; the fork server has one thread, holds the imported
+    application, and no connection. When it dies its children die with it, and it is started again for the
+    next executor that is needed.
+    """
+
+    preloads = True
+
+    def __init__(self, loop: Loop, hello: dict[str, Any], events: SpawnEvents) -> None:
+        super().__init__(loop, hello, events)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._channel: Channel | None = None
+        self._alive: set[int] = set()
+        self._stopping = False
+
+    def start(self) -> None:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(True)
+        self._process = subprocess.Popen(
+            python_command("kernel_pool_prefork.forkserver:process_main", theirs.fileno()),
+            pass_fds=(theirs.fileno(),),
+            stdin=subprocess.DEVNULL,
+        )
+        theirs.close()
+        self._channel = Channel(ours)
+        self._channel.send(hello_frame(self.hello))
+        self.loop.add_reader(ours, self._read)
+        watch_exit(self.loop, self._process, self._server_exited, self._process)
+
+    def spawn(self, birth: Birth) -> None:
+        if self._channel is None:
+            self.start()
+        assert self._channel is not None
+        self._alive.add(birth.key)
+        frame = pack_json(Frame.FORK, {"key": birth.key, "slots": birth.slots})
+        try:
+            socket.send_fds(self._channel.sock, [frame], [birth.sock.fileno(), birth.board.fd])
+        except OSError:
+            pass  # the fork server has died: its exit is about to be noticed, and reports every child
+        birth.sock.close()
+
+    def kill(self, key: int, number: int) -> None:
+        if self._channel is not None and key in self._alive:
+            try:
+                self._channel.send(pack_json(Frame.KILL, {"key": key, "signal": number}))
+            except ChannelClosed:
+                pass  # its children die with it
+
+    def stop(self) -> None:
+        self._stopping = True
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGKILL)
+            self._process.wait(5)
+        self._drop_channel()
+
+    def _read(self) -> None:
+        assert self._channel is not None
+        try:
+            frames = self._channel.receive(socket.MSG_DONTWAIT)
+        except ChannelClosed:
+            self._drop_channel()
+            return
+        for kind, payload in frames:
+            value = json.loads(payload)
+            if kind == Frame.LOADED:
+                self.events.on_loaded(value)
+            elif kind == Frame.FAILED:
+                self.events.on_failed(value)
+            elif kind == Frame.FORKED:
+                self.events.on_born(value["key"], value["pid"])
+            elif kind == Frame.EXITED and value["key"] in self._alive:
+                self._alive.discard(value["key"])
+                self.events.on_exited(value["key"], value["status"])
+
+    def _drop_channel(self) -> None:
+        if self._channel is not None:
+            self.loop.remove(self._channel.sock)
+            self._channel.close()
+            self._channel = None
+
+    def _server_exited(self, process: subprocess.Popen[bytes], status: int) -> None:
+        if process is not self._process:
+            return
+        if self._channel is not None:
+            self._read()  # a last report may still be in the socket
+        self._drop_channel()
+        self._process = None
+        if self._stopping:
+            return
+        alive, self._alive = self._alive, set()
+        for key in alive:
+            self.events.on_exited(key, -signal.SIGKILL)
+        if not alive:
+            self.events.on_failed({"text": f"the fork server ended with status {status}", "kind": "internal"})

@@ -1,0 +1,71 @@
+"""Fixtures that several folders of tests share: private servers, `kw` as a subprocess, the ledger of tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from kernel_worker.testing import Ledger, WorkerProcess
+from tests.servers import RedisServer
+
+RunKw = Callable[..., WorkerProcess]
+"""`kw(*arguments, ready=True, env={})`: start `kw` with these arguments in `tmp_path`; with `ready`, wait for the line
+that says so."""
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """One redis-server for all tests that do not stop it. Use `redis_url` for an empty database on it."""
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def redis_url(redis_server: RedisServer) -> str:
+    """URL of an empty database."""
+    redis_server.flush()
+    return redis_server.url
+
+
+@pytest.fixture
+def start_redis(tmp_path: Path) -> Iterator[Callable[..., RedisServer]]:
+    """`start_redis(*arguments)`: a redis-server of the test's own, to be stopped, paused, restarted, configured."""
+    started: list[RedisServer] = []
+
+    def start(*arguments: str) -> RedisServer:
+        folder = tmp_path / f"redis{len(started)}"
+        folder.mkdir()
+        server = RedisServer(folder, *arguments)
+        started.append(server)
+        server.start()
+        return server
+
+    yield start
+    for server in started:
+        server.kill()
+
+
+@pytest.fixture
+def kw(tmp_path: Path) -> Iterator[RunKw]:
+    """Starts `kw` in `tmp_path`; whatever is left of it is killed after the test, and its output is shown on failure."""
+    started: list[WorkerProcess] = []
+
+    def run(*arguments: str, ready: bool = True, env: Mapping[str, str] | None = None) -> WorkerProcess:
+        process = WorkerProcess(arguments, cwd=tmp_path, env=env)
+        started.append(process)
+        return process.wait_until_ready() if ready else process
+
+    yield run
+    for process in started:
+        process.kill()
+        print(f"--- kw {' '.join(process.arguments)}: exit code {process.exit_code}\n{process.output}")
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    """What tasks of the test write down: in the application, `Ledger("ledger").note("start", id=…)`."""
+    return Ledger(tmp_path / "ledger")

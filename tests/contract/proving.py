@@ -1,0 +1,57 @@
+"""Run contract suites against wrong drivers, in a pytest of its own, and say which tests failed."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+RUNS_AT_ONCE = 6  # a wrong driver mostly makes its test wait
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What a run of pytest said: names of the failed tests by mutant."""
+
+    failed: Mapping[str, set[str]]
+    output: str
+
+
+def prove(module: str, expected: Mapping[str, str], folder: Path) -> Proof:
+    """Run, for each mutant, the test of class `Test<mutant>` that is expected to fail.
+
+    Only failures count: a test that breaks in its set-up or at collection proves nothing.
+
+    :param module: text of a test module.
+    :param expected: mutant to test name; "" runs the mutant's whole suite.
+    """
+    file = folder / "test_mutants.py"
+    file.write_text(module)
+    chosen = [f"{file}::Test{mutant}" + (f"::{test}" if test else "") for mutant, test in expected.items()]
+    with ThreadPoolExecutor(RUNS_AT_ONCE) as pool:
+        outputs = list(
+            pool.map(lambda share: _pytest(share, folder), (chosen[n::RUNS_AT_ONCE] for n in range(RUNS_AT_ONCE)))
+        )
+    output = "\n".join(outputs)
+    failed: dict[str, set[str]] = defaultdict(set)
+    for mutant, test in re.findall(r"^FAILED .*::Test(\w+)::(\w+)", output, re.MULTILINE):
+        failed[mutant].add(test)
+    return Proof(failed, output)
+
+
+def _pytest(chosen: Sequence[str], folder: Path) -> str:
+    options = ["-c", "/dev/null", "-o", f"pythonpath={ROOT}", "--rootdir", str(folder), "-p", "no:cacheprovider"]
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, "-q", "-rf", "--tb=line", "--timeout", "60", *chosen],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=170,
+    )
+    return run.stdout + run.stderr

@@ -1,0 +1,149 @@
+"""A real executor process, with the test on the kernel's end of the socket pair."""
+
+from __future__ import annotations
+
+import json
+import select
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from kernel_worker.board import Board
+from kernel_worker.spawn import hello_frame, python_command
+from kernel_worker.testing import envelope
+from kernel_worker.types import OutcomeKind
+from kernel_worker.wire import CONCLUDE_HEAD, DONE_RECORD, RUN_HEAD, Channel, ChannelClosed, Frame, pack, pack_json
+
+from .toy_app import hello
+
+WITHIN_S = 10.0
+
+
+def run_payload(tag: int, raw: bytes, *, hard: float = 0.0, soft: float = 0.0, queue: str = "celery") -> bytes:
+    """The payload of a RUN frame."""
+    name = queue.encode()
+    return RUN_HEAD.pack(tag, hard, soft, 0, 0, len(name), len(raw)) + name + raw
+
+
+class ExecutorProcess:
+    """An exec'ed executor with one slot."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair()
+        self.board = Board.create(1)
+        fds = (theirs.fileno(), self.board.fd)
+        self.process = subprocess.Popen(
+            python_command("kernel_worker.executor:process_main", *fds, 1),
+            pass_fds=fds,
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        theirs.close()
+        self.channel = Channel(ours)
+        self._frames: list[tuple[int, bytes]] = []
+
+    def start(self, **options: Any) -> dict[str, Any]:
+        """HELLO until UP; what LOADED said."""
+        self.channel.send(hello_frame(hello(**options)))
+        loaded = json.loads(self.frame(Frame.LOADED))
+        self.frame(Frame.UP)
+        return loaded  # type: ignore[no-any-return]
+
+    # -- to the executor
+
+    def run(self, tag: int, task: str, *args: Any, soft: float = 0.0, task_id: str = "") -> None:
+        """One RUN frame."""
+        self.channel.send(self.packed(tag, task, *args, soft=soft, task_id=task_id))
+
+    @staticmethod
+    def packed(tag: int, task: str, *args: Any, soft: float = 0.0, task_id: str = "") -> bytes:
+        """A RUN frame, to be sent together with others."""
+        raw = envelope(task, args, task_id=task_id or f"id-{tag}")
+        return pack(Frame.RUN, run_payload(tag, raw, soft=soft))
+
+    def conclude(self, tag: int, kind: OutcomeKind, text: str, task: str = "toy.noop") -> None:
+        """One CONCLUDE frame."""
+        encoded = text.encode()
+        payload = run_payload(tag, envelope(task, task_id=f"id-{tag}"))
+        self.channel.send(pack(Frame.CONCLUDE, CONCLUDE_HEAD.pack(kind, len(encoded)) + encoded + payload))
+
+    def order(self, kind: Frame, value: Any = None) -> None:
+        """Any other frame."""
+        self.channel.send(pack(kind) if value is None else pack_json(kind, value))
+
+    # -- from the executor
+
+    def frames(self, within_s: float) -> bool:
+        """Read what comes within that time; whether anything did."""
+        if not select.select([self.channel.sock], [], [], within_s)[0]:
+            return False
+        self._frames += self.channel.receive()
+        return True
+
+    def frame(self, *kinds: Frame) -> bytes:
+        """The payload of the next frame of one of these kinds; others before it are kept."""
+        deadline = time.monotonic() + WITHIN_S
+        while True:
+            for index, (kind, payload) in enumerate(self._frames):
+                if kind in kinds:
+                    del self._frames[index]
+                    return payload
+            try:
+                assert self.frames(max(0.0, deadline - time.monotonic())), f"no {kinds} came, only {self._frames}"
+            except ChannelClosed:
+                raise AssertionError(f"it ended with {self.process.wait(WITHIN_S)}: {self.errors()}") from None
+
+    def done(self, count: int = 1) -> list[int]:
+        """Tags of the next `count` requests that succeeded."""
+        tags: list[int] = []
+        while len(tags) < count:
+            tags += [tag for tag, _, _ in DONE_RECORD.iter_unpack(self.frame(Frame.DONE))]
+        return tags
+
+    def ended(self) -> dict[str, Any]:
+        """The next ENDED."""
+        return json.loads(self.frame(Frame.ENDED))  # type: ignore[no-any-return]
+
+    def unread(self) -> list[int]:
+        """Kinds of the frames that nobody asked for so far."""
+        return [kind for kind, _ in self._frames]
+
+    def wait(self) -> int:
+        """Wait for its end; the exit status."""
+        return self.process.wait(WITHIN_S)
+
+    def errors(self) -> str:
+        """What it wrote to stderr. Waits for its end."""
+        assert self.process.stderr is not None
+        return self.process.stderr.read().decode()
+
+    def close(self) -> None:
+        """Kill it and close everything. Idempotent."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGKILL)
+        self.process.wait(WITHIN_S)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+        self.channel.close()
+        self.board.close()
+
+
+@contextmanager
+def executor_process(**options: Any) -> Iterator[ExecutorProcess]:
+    """An executor that is up; see `toy_app.hello` for the options."""
+    executor = ExecutorProcess()
+    try:
+        executor.start(**options)
+        yield executor
+    finally:
+        executor.close()
+
+
+def open_gate(path: Path) -> None:
+    """Let the tasks go that wait for it."""
+    path.touch()

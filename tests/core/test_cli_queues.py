@@ -1,0 +1,200 @@
+"""`kw queues`, `kw purge`, `kw dead`: against a broker that keeps its messages in a JSON file."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kernel_worker.cli import main
+from kernel_worker.cli.table import printable
+from tests.core.fake_distributions import Site
+
+BROKER = '''
+    """Queues in a JSON file: {queue: {waiting, in_flight, parked, dead: [[id, reason, died_at]]}}."""
+    import json
+    from pathlib import Path
+    from kernel_worker import Broker, BrokerUnavailable, DeadLetter, QueueInfo
+
+    class Driver(Broker):
+        connected = False
+
+        def connect(self):
+            self.path = self.context.url.removeprefix("shelf://").partition("@")[2]
+            try:
+                self.queues = json.loads(Path(self.path).read_text())
+            except OSError:
+                raise BrokerUnavailable("no shelf there") from None
+
+        def size(self, queue):
+            found = self.queues.get(queue, {})
+            return QueueInfo(
+                queue, found.get("waiting", 0), found.get("in_flight", 0), found.get("parked", 0), len(found.get("dead", []))
+            )
+
+        def purge(self, queue):
+            found = self.queues.get(queue, {})
+            count = found.pop("waiting", 0) + found.pop("parked", 0)
+            Path(self.path).write_text(json.dumps(self.queues))
+            return count
+
+        def dead_letters(self, queue, limit=100):
+            letters = self.queues.get(queue, {}).get("dead", [])[:limit]
+            return [DeadLetter(id, queue, b"", reason, died, 1) for id, reason, died in letters]
+
+        def close(self):
+            pass
+
+        def declare(self, queues): raise AssertionError("not for looking")
+        fetch = settle = renew = interrupt = publish = declare
+'''
+CONTENT = {
+    "celery": {
+        "waiting": 12,
+        "in_flight": 3,
+        "parked": 1,
+        "dead": [["id-1", "undecodable\x1b[31m body", 1700000000.0]],
+    },
+    "mail": {"waiting": 0, "dead": []},
+}
+
+
+@pytest.fixture
+def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The file behind the broker; KW_BROKER names it."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    path = tmp_path / "shelf.json"
+    path.write_text(json.dumps(CONTENT))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KW_BROKER", f"shelf://user:hunter2@{path}")
+    with Site(folder).alone() as site:
+        site.pool("prefork")
+        site.loader()
+        site.broker("shelf", source=BROKER)
+        yield path
+
+
+def test_queues_shows_counts(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["queues", "-Q", "celery,mail"]) == 0
+
+    assert capsys.readouterr().out == (
+        "QUEUE   WAITING  IN FLIGHT  PARKED  DEAD\n"
+        "celery       12          3       1     1\n"
+        "mail          0          0       0     0\n"
+    )
+
+
+def test_queues_without_names_shows_the_default_queue_as_json(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["queues", "-j"]) == 0
+
+    assert json.loads(capsys.readouterr().out) == [
+        {"name": "celery", "waiting": 12, "in_flight": 3, "parked": 1, "dead": 1}
+    ]
+
+
+def test_purge_deletes_when_forced(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["purge", "-f", "-Q", "celery,mail"]) == 0
+
+    assert capsys.readouterr().out == "celery: 13 messages deleted\nmail: 0 messages deleted\n"
+    assert json.loads(shelf.read_text())["celery"] == {"in_flight": 3, "dead": CONTENT["celery"]["dead"]}
+
+
+def test_a_commands_own_flags_do_not_hide_the_selection(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`-f` is a flag here and takes a value in `kw run`: pass 1 must not take the next word for it."""
+    assert main(["purge", "-f", "--plugins", "absent"]) == 2
+
+    assert "no plugin named 'absent' is installed" in capsys.readouterr().err
+    assert json.loads(shelf.read_text()) == CONTENT
+
+
+def test_purge_asks_first(shelf: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+
+    assert main(["purge"]) == 1
+
+    assert "Delete all waiting messages of celery (13)?" in capsys.readouterr().out
+    assert json.loads(shelf.read_text()) == CONTENT
+
+
+def test_purge_goes_on_after_yes(
+    shelf: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+
+    assert main(["purge"]) == 0
+    assert "celery: 13 messages deleted" in capsys.readouterr().out
+
+
+def test_dead_letters_are_listed_and_harmless_to_print(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["dead", "ls", "-Q", "celery"]) == 0
+
+    head, row = capsys.readouterr().out.splitlines()
+    assert head.split() == ["ID", "QUEUE", "ATTEMPTS", "DIED", "REASON"]
+    assert row.startswith("id-1  celery")
+    assert "2023-11-1" in row
+    assert "undecodable\N{REPLACEMENT CHARACTER}[31m body" in row
+
+
+def test_no_dead_letters_are_said_to_be_none(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["dead", "ls", "-Q", "mail"]) == 0
+    assert capsys.readouterr().out == "no dead letters in mail\n"
+
+
+def test_dead_letters_as_json_keep_their_reason(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["dead", "ls", "-j"]) == 0
+
+    (letter,) = json.loads(capsys.readouterr().out)
+    assert letter["id"] == "id-1"
+    assert letter["reason"] == "undecodable\x1b[31m body"
+
+
+def test_a_broker_that_is_away_is_told_without_its_password(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shelf.unlink()
+
+    assert main(["queues"]) == 69
+    assert capsys.readouterr().err == "kw: no shelf there\n"
+
+
+def test_a_broker_without_a_driver_is_a_usage_error(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["queues", "-b", "amqp://u:hunter2@h"]) == 2
+
+    told = capsys.readouterr().err
+    assert told == "kw: no broker named 'amqp' is installed (have: shelf)\n    pip install kernel-broker-amqp\n"
+
+
+def test_the_application_says_which_broker_and_queues(tmp_path: Path) -> None:
+    """With the distributions that are really installed: the application is asked in a process of its own."""
+    (tmp_path / "proj.py").write_text(
+        "from kernel_app import App\n"
+        "app = App('proj', broker_url='sqlite:///elsewhere.db', task_default_queue='mail')\n"
+    )
+    command = [sys.executable, "-m", "kernel_worker.cli", "queues", "-A", "proj", "-j"]
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("KW_")}
+
+    finished = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environ, timeout=30)
+
+    assert finished.returncode == 0, finished.stderr
+    assert [queue["name"] for queue in json.loads(finished.stdout)] == ["mail"]
+    assert (tmp_path / "elsewhere.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain", "plain"),
+        ("a\nb\tc", "a�b�c"),
+        ("\x1b]0;x\x07", "�]0;x�"),
+        ("x" * 200, "x" * 99 + "…"),
+        ("\u202eevil", "�evil"),
+    ],
+    ids=["plain", "newlines", "escape", "long", "direction"],
+)
+def test_text_of_strangers_is_made_fit_to_print(text: str, shown: str) -> None:
+    assert printable(text) == shown
