@@ -43,9 +43,9 @@ bench: ## measure against Celery in the same run (ONLY=drain, RUNS=3)
 	@$(RUN) -m benchmarks $(if $(ONLY),--only $(ONLY)) $(if $(RUNS),--runs $(RUNS))
 
 new-plugin: ## a working plugin to start from (KIND=pool|broker|result|plugin|control NAME=x DEST=folder)
-	@scripts/environment dev
+	@scripts/environment bare
 	@$(RUN) scripts/new_plugin.py "$(KIND)" "$(NAME)" $(if $(DEST),--dest "$(DEST)")
 
 constraints: ## pin the newest versions that work together again (needs uv)
-	@scripts/environment dev
+	@scripts/environment bare
 	@$(RUN) scripts/constraints.py

@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 CONSTRAINTS = ROOT / "constraints.txt"
 DEMO_MEMBERS = ("core", "plugins/app_native", "plugins/pool_prefork", "plugins/broker_sqlite", "plugins/result_sqlite")
-PROFILES = ("demo", "dev", "bench")
+PROFILES = ("bare", "demo", "dev", "bench")
 
 
 def members(profile: str) -> list[Path]:
@@ -69,6 +69,8 @@ def main() -> None:
     if len(sys.argv) != 2 or sys.argv[1] not in PROFILES:
         sys.exit(f"usage: scripts/environment {'|'.join(PROFILES)}")
     profile = sys.argv[1]
+    if profile == "bare":  # an interpreter is all that is needed
+        return
     folders = members(profile)
     expected = digest(folders)
     stamp = Path(sys.prefix) / f"installed-{profile}"

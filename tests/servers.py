@@ -64,9 +64,12 @@ class RedisServer:
         # a server with a password answers, too
         return self.command("PING").startswith(("+PONG", "-NOAUTH"))
 
-    def command(self, text: str) -> str:
-        """Send one inline command and return the first line of the answer."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:
+    def command(self, text: str, *, timeout_s: float = 5.0) -> str:
+        """Send one inline command and return the first line of the answer.
+
+        :raises TimeoutError: no answer in time.
+        """
+        with socket.create_connection(("127.0.0.1", self.port), timeout=timeout_s) as connection:
             connection.sendall(text.encode() + b"\r\n")
             return connection.makefile("rb").readline().decode().rstrip()
 
@@ -104,6 +107,7 @@ class RedisServer:
     def paused(self) -> Iterator[None]:
         """It keeps its connections and answers nothing."""
         os.kill(self.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED)  # the signal alone may still let it answer
         try:
             yield
         finally:

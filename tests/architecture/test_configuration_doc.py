@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import tomllib
 from collections.abc import Iterator
@@ -73,24 +74,29 @@ def part(heading: str) -> str:
     return re.split(r"\n#{1,6} ", rest)[0]
 
 
-def obeyed_settings() -> set[str]:
+@functools.cache
+def obeyed_settings() -> frozenset[str]:
     """Names of application settings that the code of some member reads."""
-    return {
+    return frozenset(
         name
         for source in (ROOT / "core" / "src", ROOT / "plugins")
         for file in source.rglob("*.py")
         if file != ROOT / "plugins/app_native/src/kernel_app/settings.py"
         for name in names_in(ast.parse(file.read_text()))
         if name in DEFAULTS
-    }
+    )
 
 
 def names_in(tree: ast.AST) -> Iterator[str]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            yield node.value
-        elif isinstance(node, ast.Attribute) and "conf" in ast.unparse(node.value):
+    """Words that may name a setting: texts, attributes of a `conf`, and `f"redis_{name}"` with the texts it may stand for."""
+    nodes = list(ast.walk(tree))
+    texts = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    yield from texts
+    for node in nodes:
+        if isinstance(node, ast.Attribute) and "conf" in ast.unparse(node.value):
             yield node.attr
+        elif isinstance(node, ast.JoinedStr) and isinstance(start := node.values[0], ast.Constant):
+            yield from (str(start.value) + text for text in texts)
 
 
 def test_page_has_the_table_of_each_section_that_is_declared() -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-RUNS_AT_ONCE = 6  # a wrong driver mostly makes its test wait
+RUNS_AT_ONCE = 10  # a wrong driver mostly makes its test wait
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def prove(module: str, expected: Mapping[str, str], folder: Path) -> Proof:
     chosen = [f"{file}::Test{mutant}" + (f"::{test}" if test else "") for mutant, test in expected.items()]
     with ThreadPoolExecutor(RUNS_AT_ONCE) as pool:
         outputs = list(
-            pool.map(lambda share: _pytest(share, folder), (chosen[n::RUNS_AT_ONCE] for n in range(RUNS_AT_ONCE)))
+            pool.map(lambda share: run_pytest(share, folder), (chosen[n::RUNS_AT_ONCE] for n in range(RUNS_AT_ONCE)))
         )
     output = "\n".join(outputs)
     failed: dict[str, set[str]] = defaultdict(set)
@@ -45,10 +45,22 @@ def prove(module: str, expected: Mapping[str, str], folder: Path) -> Proof:
     return Proof(failed, output)
 
 
-def _pytest(chosen: Sequence[str], folder: Path) -> str:
-    options = ["-c", "/dev/null", "-o", f"pythonpath={ROOT}", "--rootdir", str(folder), "-p", "no:cacheprovider"]
+def run_pytest(chosen: Sequence[str], folder: Path, *options: str) -> str:
+    """Run pytest on these files or node ids, apart from this repository's configuration; its output."""
+    isolated = ["-c", "/dev/null", "-o", f"pythonpath={ROOT}", "--rootdir", str(folder), "-p", "no:cacheprovider"]
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, "-q", "-rf", "--tb=line", "--timeout", "60", *chosen],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            *isolated,
+            "--timeout",
+            "60",
+            *(options or ("-q",)),
+            "-rfs",
+            "--tb=line",
+            *chosen,
+        ],
         cwd=folder,
         capture_output=True,
         text=True,

@@ -20,6 +20,7 @@ from kernel_worker.testing import (
     backend_factory,
     broker_factory,
 )
+from kernel_worker.testing.broker_lease import LeaseTests
 
 from .reference import COUNT_DOWN, EchoStep, MemoryBroker, MemoryResults, storage_server
 
@@ -40,11 +41,10 @@ class TestMemoryBroker(BrokerContract):
         return lambda: MemoryBroker(BrokerContext(f"memory://{tmp_path}/nobody-listens"))
 
 
-class TestServedMemoryBroker(BrokerContract):
-    """Storage in a server process, as real brokers have it."""
+class TestServedMemoryBroker(LeaseTests):
+    """Storage in a server process, as real brokers have it, and holders that are killed."""
 
     short_lease_s = 0.2
-    many = 500
 
     @pytest.fixture
     def make_broker(self, tmp_path: Path) -> Iterator[MakeBroker]:

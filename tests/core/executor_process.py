@@ -31,14 +31,20 @@ def run_payload(tag: int, raw: bytes, *, hard: float = 0.0, soft: float = 0.0, q
 
 
 class ExecutorProcess:
-    """An exec'ed executor with one slot."""
+    """An exec'ed executor with one slot.
 
-    def __init__(self) -> None:
+    :param change: code that runs in it first, with `e` for the module `kernel_worker.executor`: for its constants.
+    """
+
+    def __init__(self, change: str = "") -> None:
         ours, theirs = socket.socketpair()
         self.board = Board.create(1)
         fds = (theirs.fileno(), self.board.fd)
+        command = python_command("kernel_worker.executor:process_main", *fds, 1)
+        if change:
+            command[3] = f"import kernel_worker.executor as e; {change}; e.process_main()"
         self.process = subprocess.Popen(
-            python_command("kernel_worker.executor:process_main", *fds, 1),
+            command,
             pass_fds=fds,
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -134,9 +140,9 @@ class ExecutorProcess:
 
 
 @contextmanager
-def executor_process(**options: Any) -> Iterator[ExecutorProcess]:
+def executor_process(*, change: str = "", **options: Any) -> Iterator[ExecutorProcess]:
     """An executor that is up; see `toy_app.hello` for the options."""
-    executor = ExecutorProcess()
+    executor = ExecutorProcess(change)
     try:
         executor.start(**options)
         yield executor

@@ -94,7 +94,8 @@ class Puppet:
 
     def end(self, task_id: str, kind: OutcomeKind, error: str = "", **more: Any) -> None:
         """Report any other end."""
-        value = {"tag": self._end(task_id), "kind": int(kind), "runtime": 0.0, "error": error, **more}
+        value = {"tag": self._end(task_id), "kind": int(kind), "runtime": 0.0, "error": error}
+        value |= {"requeue": False, "until": 0.0, **more}
         self.channel.send(pack_json(Frame.ENDED, value))
 
     def give_back(self, *task_ids: str) -> None:

@@ -121,7 +121,8 @@ def escape() -> None:
 
 
 class FileResults:
-    """Results as lines of a file, one per call of `store`. `<path>.away` makes the store unreachable."""
+    """Results as lines of a file, one per call of `store`. Further files make it fail: `<path>.away`, `<path>.closed`
+    (cannot be opened), `<path>.goes-away-after-refusal`. Ids that begin with "refused" are refused."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -131,6 +132,8 @@ class FileResults:
             Ledger(self.path + ".attempts").note("attempt")
             raise ConnectionError("the store is away")
         if any(result.task_id.startswith("refused") for result in results):
+            if os.path.exists(self.path + ".goes-away-after-refusal"):
+                Path(self.path + ".away").touch()
             raise ValueError("the store refuses this")
         line = json.dumps([[result.task_id, result.state, result.payload.decode()] for result in results])
         with open(self.path, "a", encoding="utf-8") as file:
@@ -191,6 +194,8 @@ class ToyApp(LoadedApp):
 
     @property
     def results(self) -> FileResults | None:  # type: ignore[override]  # a worker only ever stores
+        if self._results is not None and os.path.exists(self._results.path + ".closed"):
+            raise OSError("the store cannot be opened")
         return self._results
 
 

@@ -106,10 +106,58 @@ _HOMES = {
     ),
 }
 _HOME = {
-    name.partition("=")[0]: (module, name.partition("=")[2] or name) for module, names in _HOMES.items() for name in names
+    name.partition("=")[0]: (module, name.partition("=")[2] or name)
+    for module, names in _HOMES.items()
+    for name in names
 }
 
-__all__ = sorted(["__version__", *_HOME])  # noqa: PLE0605  # a test compares it with the imports above
+__all__ = [
+    "AppInfo",
+    "AppLoader",
+    "Broker",
+    "BrokerCapability",
+    "BrokerContext",
+    "BrokerRefused",
+    "BrokerUnavailable",
+    "Call",
+    "Config",
+    "ConfigError",
+    "ControlCommand",
+    "DeadLetter",
+    "Delivery",
+    "Draft",
+    "ExecutorError",
+    "Job",
+    "KernelWorkerError",
+    "Layout",
+    "LoadContext",
+    "LoadedApp",
+    "Native",
+    "OptionSpec",
+    "Outcome",
+    "OutcomeKind",
+    "Permission",
+    "PidfileError",
+    "PluginError",
+    "Pool",
+    "PoolCapability",
+    "Publisher",
+    "QueueInfo",
+    "QueueSpec",
+    "ResultBackend",
+    "Runtime",
+    "Secret",
+    "Settlement",
+    "StartError",
+    "StoredResult",
+    "TaskInfo",
+    "UsageError",
+    "Verdict",
+    "__version__",
+    "executor_hookimpl",
+    "hookimpl",
+    "option",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,16 +10,17 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-import tempfile
 
 _RECORD = struct.Struct("<QdQ")
-"""Tag of the running job (0 = none), monotonic time of its start, and the tag up to which every job of
-this slot has succeeded with nothing left to store."""
+"""Tag of the last job that started, monotonic time of its start (0 = it has ended), and the tag up to which every
+job of this slot has succeeded with nothing left to store."""
+_END = struct.Struct("<dQ")
+_AT_END = 8
 
 
 class Board:
     """Records of the slots of one executor. Torn reads are possible while the executor lives: a reader
-    that acts on a record checks it again."""
+    that acts on one uses `read_steady`."""
 
     def __init__(self, fd: int, slots: int) -> None:
         self.fd = fd
@@ -31,6 +32,8 @@ class Board:
         if hasattr(os, "memfd_create"):
             fd = os.memfd_create("kw-board", os.MFD_CLOEXEC)
         else:  # macOS: an unlinked file does the same
+            import tempfile
+
             with tempfile.TemporaryFile() as file:
                 fd = os.dup(file.fileno())
         os.ftruncate(fd, max(1, slots) * _RECORD.size)
@@ -42,11 +45,24 @@ class Board:
 
     def idle(self, slot: int, done: int) -> None:
         """The slot's job has ended; `done` as above. Executor."""
-        _RECORD.pack_into(self._map, slot * _RECORD.size, 0, 0.0, done)
+        _END.pack_into(self._map, slot * _RECORD.size + _AT_END, 0.0, done)
 
     def read(self, slot: int) -> tuple[int, float, int]:
         """(running tag or 0, monotonic start, done up to) of a slot."""
-        return _RECORD.unpack_from(self._map, slot * _RECORD.size)
+        tag, started, done = _RECORD.unpack_from(self._map, slot * _RECORD.size)
+        return tag if started else 0, started, done
+
+    def read_steady(self, slot: int) -> tuple[int, float, int]:
+        """The same of a slot that may be written now, never torn: of two readings that agree."""
+        record = self.read(slot)
+        while record != (again := self.read(slot)):
+            record = again
+        return record
+
+    def last_started(self, slot: int) -> int:
+        """Tag of the job that a slot runs or has run last, 0 = none."""
+        tag: int = _RECORD.unpack_from(self._map, slot * _RECORD.size)[0]
+        return tag
 
     def close(self) -> None:
         """Unmap and close; idempotent."""

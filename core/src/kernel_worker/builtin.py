@@ -82,6 +82,7 @@ class PoolStep(Bootstep):
     def start(self, ctx: StepContext) -> Supervisor:
         supervisor = self._supervisor = ctx.worker.supervisor
         supervisor.start_loading(ctx.worker.make_spawner(), ctx.worker.hello())
+        ctx.worker.preload_broker()  # another process is importing the application meanwhile
         ctx.wait(lambda: supervisor.app is not None, "the application to load")
         ctx.worker.adopt_application()
         supervisor.resize(ctx.worker.layout())

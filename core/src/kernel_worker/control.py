@@ -33,7 +33,9 @@ class ControlTable:
         for command in commands:
             for name in (command.name, *command.aliases):
                 if name in self.commands:
-                    raise PluginError(f"two remote-control commands are named {name!r}", hint="select one of their plugins")
+                    raise PluginError(
+                        f"two remote-control commands are named {name!r}", hint="select one of their plugins"
+                    )
                 self.commands[name] = command
 
     def call(self, context: Any, name: str, arguments: Mapping[str, Any]) -> Any:
@@ -42,7 +44,9 @@ class ControlTable:
         if command is None:
             return {"error": f"unknown command {name!r:.80}"}
         if _LEVELS[command.permission] > _LEVELS[self.permission]:
-            log.warning("command %s refused: needs %s", command.name, command.permission.value, extra={"action": "denied"})
+            log.warning(
+                "command %s refused: needs %s", command.name, command.permission.value, extra={"action": "denied"}
+            )
             return {"error": f"{command.name} needs the permission {command.permission.value!r}"}
         for key, value in arguments.items():
             kind = command.arguments.get(key)

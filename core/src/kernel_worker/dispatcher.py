@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeGuard
 
 from .bus import Bus, Kind
 from .loop import Loop
@@ -45,7 +45,6 @@ NAME_LIMIT = 255
 class Request:
     """The kernel's record of one run of a task."""
 
-    tag: int
     id: str
     task: str
     delivery: Delivery
@@ -55,6 +54,8 @@ class Request:
     eta: float = 0.0
     expires: float = 0.0
     cost: float = HORIZON_S
+    tag: int = 0
+    """Names this run on the wire; given with the slot, so that what one executor gets has rising tags."""
     executor: Handle | None = None
     acked: bool = False
     conclude: OutcomeKind | None = None
@@ -94,6 +95,8 @@ class Dispatcher:
         self.ready: deque[Request] = deque()
         self.in_flight: dict[int, Request] = {}
         """Requests that executors hold, by tag."""
+        self._parked: set[Request] = set()
+        """Requests that are not due, where the broker cannot park them."""
         self.closing = False
         self.completed = 0
         self.settle_batch: Callable[[list[Settlement]], None] = lambda batch: None
@@ -114,10 +117,15 @@ class Dispatcher:
         self._filters = tuple(filters)
         self._on_up = on_up
         self._on_down = on_down
-        self._policy = policy or (lambda request, outcome: decide(request.delivery, request.info, outcome, max_deliveries))
+        self._policy = policy or (
+            lambda request, outcome: decide(request.delivery, request.info, outcome, max_deliveries)
+        )
         self._rate = 0.0
         self._rate_at = time.monotonic()
         self._rate_from = 0
+        self._pace_at = 0.0
+        self._pace_from = 0
+        self._slow = False
         self._begun = False
         self._ticking = False
         self._allowed = 0
@@ -136,8 +144,8 @@ class Dispatcher:
 
     def held_deliveries(self) -> list[Delivery]:
         """All deliveries in hand, for the renewal of leases. Any thread: copies in one step."""
-        waiting = [request.delivery for request in list(self.ready)]
-        return waiting + [request.delivery for request in list(self.in_flight.values())]
+        requests = [*list(self.ready), *list(self._parked), *list(self.in_flight.values())]
+        return [request.delivery for request in requests]
 
     # -- in: deliveries
 
@@ -151,6 +159,7 @@ class Dispatcher:
         if not self._ticking:
             self._ticking = True
             self._rate_at, self._rate_from = time.monotonic(), self.completed
+            self._pace_at, self._pace_from, self._slow = self._rate_at, self.completed, False
             self.loop.call_later(TICK_S, self._tick)
         now = time.time()
         received = self.bus.subscribers[Kind.RECEIVED]
@@ -165,15 +174,29 @@ class Dispatcher:
             if request.eta > now and self._can_delay:
                 self._settle(Settlement(delivery, Verdict.DELAY, until=request.eta))
             elif request.eta > now:
-                self.loop.call_later(request.eta - now, self._admit, request)
+                self._park(request, request.eta)
             elif self._filters:
                 self._admit(request)
             else:
                 self.ready.append(request)
 
+    def _park(self, request: Request, until: float) -> None:
+        """Hold a request until that unix time. It takes no room of the prefetch: else a few stop consumption."""
+        self._parked.add(request)
+        self.loop.call_later(until - time.time(), self._unpark, request)
+
+    def _unpark(self, request: Request) -> None:
+        if request in self._parked:  # not given back meanwhile
+            self._parked.discard(request)
+            self._admit(request)
+
     def _admit(self, request: Request) -> None:
         for admission in self._filters:
-            settlement = admission(request)
+            try:
+                settlement = admission(request)
+            except Exception:  # a filter's bug must neither lose the batch nor stop consumption: it admits
+                log.exception("admission filter %r failed", admission, extra={"action": "filter_failed"})
+                continue
             if settlement is not None:
                 self._settle(settlement)
                 return
@@ -185,14 +208,14 @@ class Dispatcher:
         headers = delivery.headers
         task = headers.get("task")
         if task is None:  # protocol 1: everything lies in the body, which only the executor reads
-            return Request(next(self._tags), "", "", delivery, DEFAULT_TASK, *self._limits)
+            return Request("", "", delivery, DEFAULT_TASK, *self._limits)
         task_id = headers.get("id")
-        if type(task) is not str or not 0 < len(task) <= NAME_LIMIT:
+        if not _is_name(task):
             raise InvalidMessage(f"header 'task' is not a name: {task!r:.80}")
-        if type(task_id) is not str or not 0 < len(task_id) <= NAME_LIMIT:
+        if not _is_name(task_id):
             raise InvalidMessage(f"header 'id' is not an id: {task_id!r:.80}")
         info = self._tasks.get(task)
-        request = Request(next(self._tags), task_id, task, delivery, info or DEFAULT_TASK)
+        request = Request(task_id, task, delivery, info or DEFAULT_TASK)
         if info is None:
             request.conclude, request.text = OutcomeKind.UNKNOWN, task
         request.cost = self._costs.get(task, HORIZON_S)
@@ -244,6 +267,7 @@ class Dispatcher:
         if request.conclude is None and request.expires and request.expires <= time.time():
             request.conclude, request.text = OutcomeKind.EXPIRED, "expired"
         delivery = request.delivery
+        request.tag = next(self._tags)
         handle.outstanding[request.tag] = request
         handle.backlog_s += request.cost
         self.in_flight[request.tag] = request
@@ -265,7 +289,7 @@ class Dispatcher:
             request.acked = True
             self._batch.append(Settlement(delivery, Verdict.ACK))
         if request.hard:
-            self.loop.call_later(request.hard + LIMIT_SLACK_S, self._check_limit, request)
+            self._watch_limits(handle, request.hard + LIMIT_SLACK_S)
         if self.bus.subscribers[Kind.STARTED]:
             self.bus.emit(Kind.STARTED, request)
 
@@ -288,11 +312,17 @@ class Dispatcher:
                     self.bus.emit(Kind.SUCCEEDED, request, Outcome(OutcomeKind.SUCCESS, runtime))
         elif kind == Frame.ENDED:
             value = json.loads(payload)
-            request = self._finish(executor, value["tag"], value["runtime"])
+            # Read whole before the request is taken out: a damaged executor's nonsense must leave it in hand.
+            outcome = Outcome(
+                OutcomeKind(value["kind"]),
+                float(value["runtime"]),
+                str(value["error"]),
+                bool(value["requeue"]),
+                float(value["until"]),
+            )
+            request = self._finish(executor, value["tag"], outcome.runtime)
             if request is not None:
-                value["kind"] = OutcomeKind(value["kind"])
-                del value["tag"]
-                self._conclude(request, Outcome(**value))
+                self._conclude(request, outcome)
         elif kind == Frame.RETURNED:
             self._take_back(executor, json.loads(payload))
 
@@ -304,12 +334,16 @@ class Dispatcher:
         executor.stalled = False
         executor.backlog_s = max(0.0, executor.backlog_s - request.cost) if executor.outstanding else 0.0
         self.completed += 1
-        known = self._costs.get(request.task)
-        self._costs[request.task] = runtime if known is None else known + 0.2 * (runtime - known)
+        if request.conclude is None and runtime:  # conclusions ran nothing, and their names are anybody's
+            known = self._costs.get(request.task)
+            self._costs[request.task] = runtime if known is None else known + 0.2 * (runtime - known)
         return request
 
     def _conclude(self, request: Request, outcome: Outcome) -> None:
         settlement = request.final or self._policy(request, outcome)
+        if settlement.verdict is Verdict.DELAY and not self._can_delay and not self.closing:
+            self._park(request, settlement.until)
+            return
         if outcome.kind is OutcomeKind.INVALID:
             log.error(
                 "invalid message on queue %s is kept as dead letter: %s",
@@ -331,38 +365,45 @@ class Dispatcher:
             self.in_flight.pop(tag, None)
             executor.backlog_s = max(0.0, executor.backlog_s - request.cost)
             request.executor = None
-            if self.closing:
-                self._settle(Settlement(request.delivery, Verdict.REQUEUE))
-            else:
-                self.ready.appendleft(request)
+            self._line_up_again(request)
         executor.stalled = bool(executor.outstanding)  # its long task may have ended in between
+
+    def _line_up_again(self, request: Request) -> None:
+        """First in line again. While closing it goes back to the broker, unless nobody but us has it (it was acked when
+        it was handed out) or its end is decided and only to be stored."""
+        if self.closing and not request.acked and request.conclude is None:
+            self._settle(Settlement(request.delivery, Verdict.REQUEUE))
+        else:
+            self.ready.appendleft(request)
 
     def on_down(self, executor: Handle, reason: str) -> None:
         """An executor died: what it ran is lost or timed out, what it only held goes first in line again."""
-        running, _, done = executor.board.read(0)
+        started = {executor.board.read(slot)[0] for slot in range(executor.slots)} - {0}
         if executor.slots == 1:
+            _, _, done = executor.board.read(0)
             for tag in [tag for tag in executor.outstanding if tag <= done]:
                 request = self._finish(executor, tag, 0.0)
                 if request is not None:
                     self._release(request, Settlement(request.delivery, Verdict.ACK))
+            # What ran to its end without that being reported counts as started, too: a task that closes
+            # descriptors ends well and kills its executor all the same, again and again.
+            last = executor.board.last_started(0)
+            started |= {tag for tag in executor.outstanding if tag <= last}
         held = list(executor.outstanding.values())
         executor.outstanding.clear()
-        started = {executor.board.read(slot)[0] for slot in range(executor.slots)} - {0}
         for request in reversed(held):
             self.in_flight.pop(request.tag, None)
             request.executor = None
             if request.tag in started and request.conclude is None:
                 self._lost(request, executor, reason)
-            elif self.closing:
-                self._settle(Settlement(request.delivery, Verdict.REQUEUE))
             else:
-                self.ready.appendleft(request)
+                self._line_up_again(request)
         self._on_down(executor, reason)
 
     def _lost(self, request: Request, executor: Handle, reason: str) -> None:
         if executor.doomed_tag == request.tag:
             outcome = Outcome(OutcomeKind.TIMEOUT, error=f"{request.hard:g}")
-        elif executor.doom:  # the kernel ended it for another reason: not this request's fault
+        elif executor.doom and not executor.at_fault:  # the kernel ended it: not this request's doing
             outcome = Outcome(OutcomeKind.CANCELLED, error=reason)
         else:
             outcome = Outcome(OutcomeKind.LOST, error=f"Worker exited prematurely: {reason}")
@@ -384,23 +425,35 @@ class Dispatcher:
         request.conclude, request.text, request.final = outcome.kind, outcome.error, settlement
         self.ready.appendleft(request)
 
-    def _check_limit(self, request: Request) -> None:
-        executor = request.executor
-        if executor is None or request.tag not in executor.outstanding:
-            return
-        tag, started, _ = next(
-            (record for slot in range(executor.slots) if (record := executor.board.read(slot))[0] == request.tag),
-            (0, 0.0, 0),
-        )
-        left = request.hard - (time.monotonic() - started) if tag else request.hard
-        if left > 0:
-            self.loop.call_later(left + 0.001, self._check_limit, request)
-            return
-        if self._can_kill and executor.slots == 1:
-            self.supervisor.kill(executor, f"hard time limit of {request.hard:g} s", request.tag)
-            return
-        self.supervisor.cancel(executor, request.tag, "time_limit", request.hard)
-        self.loop.call_later(1.0, self._check_limit, request)  # a task may catch it: say it again
+    def _watch_limits(self, executor: Handle, delay_s: float) -> None:
+        """Look at the limits of an executor's requests in `delay_s` seconds at the latest. One timer for each executor:
+        those of requests that ended long ago would keep them all in memory until their limit."""
+        pending = executor.limit_check
+        if pending is not None:
+            if pending.when <= time.monotonic() + delay_s:
+                return
+            pending.cancel()
+        executor.limit_check = self.loop.call_later(delay_s, self._check_limits, executor)
+
+    def _check_limits(self, executor: Handle) -> None:
+        executor.limit_check = None
+        limited = [request for request in executor.outstanding.values() if request.hard]
+        if not limited:
+            return  # or it has ended, and its board with it
+        records = (executor.board.read_steady(slot) for slot in range(executor.slots))
+        started = {tag: at for tag, at, _ in records}
+        now, wait_s = time.monotonic(), 1e9
+        for request in limited:
+            left_s = request.hard - (now - started.get(request.tag, now))
+            if left_s > 0:
+                wait_s = min(wait_s, left_s + 0.001)
+            elif self._can_kill and executor.slots == 1:
+                self.supervisor.kill(executor, f"hard time limit of {request.hard:g} s", request.tag)
+                return
+            else:
+                self.supervisor.cancel(executor, request.tag, "time_limit", request.hard)
+                wait_s = min(wait_s, 1.0)  # a task may catch it: say it again
+        self._watch_limits(executor, wait_s)
 
     # -- out: settlements
 
@@ -438,15 +491,20 @@ class Dispatcher:
 
     def _update_limit(self) -> None:
         slots = self._slots()
-        limit = slots + min(MAX_HELD, int(self._rate * BATCH_S) + min(slots, 4)) if slots else 0
+        if self._slow and self.completed - self._pace_from >= 2 * slots:
+            self._slow = False
+        limit = slots
+        if slots and not self._slow:
+            limit += min(MAX_HELD, int(self._rate * BATCH_S) + min(slots, 4))
         if self._multiplier:
             limit = min(limit, slots * self._multiplier)
         if self.closing or not self._begun:
             limit = 0
-        allowed = self._released + limit
+        allowed = self._released + limit + len(self._parked)
         if allowed != self._allowed:
             self._allowed = allowed
-            self.allow(allowed, max(1, limit // 4))
+            # Worth a round trip: a quarter of what may be held, but never so much that a free slot waits for it.
+            self.allow(allowed, max(1, min(limit // 4, limit - slots + 1)))
 
     def _slots(self) -> int:
         return sum(h.slots for h in self.supervisor.executors.values() if h.up and not h.retiring)
@@ -464,12 +522,29 @@ class Dispatcher:
         before = self._rate
         rate = self._measure_rate()
         self._rate = rate if rate > before else 0.5 * before + 0.5 * rate
-        surplus = len(self.ready) - int(self._rate * SURPLUS_S) - 4 * self._slots()
-        if surplus > 0:
-            self._give_up(surplus)
+        self._notice_pace()
+        if self._slow:
+            handles = self.supervisor.executors.values()
+            keep = sum(max(0, h.slots - len(h.outstanding)) for h in handles if h.up and not h.retiring)
+        else:
+            keep = int(self._rate * SURPLUS_S) + 4 * self._slots()
+        if len(self.ready) > keep:
+            self._give_up(len(self.ready) - keep)
         self._ticking = not self.closing and (self.held > 0 or self._rate > 1.0)
         if self._ticking:
             self.loop.call_later(TICK_S, self._tick)
+
+    def _notice_pace(self) -> None:
+        """Slow: the slots did not end two tasks each in half a second. Then nothing is held but what runs: whatever
+        waits behind such tasks is better off with another worker."""
+        now = time.monotonic()
+        if self.completed - self._pace_from >= 2 * self._slots():
+            self._slow = False
+        elif now - self._pace_at > SURPLUS_S:
+            self._slow = True
+        else:
+            return
+        self._pace_at, self._pace_from = now, self.completed
 
     def _give_up(self, count: int) -> None:
         """Tasks became longer: what we hold too much belongs to other workers."""
@@ -490,7 +565,13 @@ class Dispatcher:
             if request.conclude is None and not request.acked:
                 self._settle(Settlement(request.delivery, Verdict.REQUEUE))
         self.ready = deque(concluding)
+        self._unpark_all()
         self.supervisor.recall()
+
+    def _unpark_all(self) -> None:
+        for request in self._parked:
+            self._settle(Settlement(request.delivery, Verdict.REQUEUE))
+        self._parked.clear()
 
     def abandon(self) -> None:
         """Nobody is left to run anything: settle what still waits to be concluded, without its result."""
@@ -500,6 +581,7 @@ class Dispatcher:
                 self._release(request, request.final)
             else:
                 self._settle(Settlement(request.delivery, Verdict.REQUEUE))
+        self._unpark_all()
         self._turn_end()
 
 
@@ -515,6 +597,14 @@ _EVENTS = {
     OutcomeKind.INVALID: Kind.DEAD,
     OutcomeKind.UNKNOWN: Kind.DEAD,
 }
+
+
+def _is_name(value: object) -> TypeGuard[str]:
+    """Whether a header may serve as name or id: short text without halves of surrogate pairs, which JSON can
+    smuggle in and which nothing can send or store."""
+    if type(value) is not str or not 0 < len(value) <= NAME_LIMIT:
+        return False
+    return value.isascii() or not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def _depth(handle: Handle) -> int:

@@ -70,6 +70,17 @@ class Pool:
     def __init__(self, options: Any) -> None:
         self.options = options
 
+    @classmethod
+    def prestart(cls) -> object | None:
+        """Begin what takes long and needs no configuration, such as starting an interpreter.
+
+        Called in the kernel process as soon as the pool is chosen, while the rest of the worker is still
+        being imported. Whatever it starts must end by itself when this process ends.
+
+        :return: handed to the pool's spawner as `prestarted`; None = nothing.
+        """
+        return None
+
     def layout(self, concurrency: int) -> Layout:
         """Processes and slots for `concurrency` tasks at once (at least 1).
 
@@ -95,6 +106,10 @@ class Runtime(ABC):
 
         The place for monkey-patching. Not called again in processes forked later.
         """
+
+    @abstractmethod
+    def native(self) -> Native:
+        """Primitives for the minder thread that work whatever `prepare` has patched."""
 
     @abstractmethod
     def serve(self, executor: Executor) -> None:

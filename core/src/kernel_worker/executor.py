@@ -29,7 +29,7 @@ from types import FrameType
 from typing import Any
 
 from .board import Board
-from .drivers import AppLoader, Call, LoadContext, LoadedApp, Native, Runtime
+from .drivers import AppLoader, Call, LoadContext, LoadedApp, Native, ResultBackend, Runtime
 from .types import Job, Outcome, OutcomeKind, StoredResult
 from .wire import (
     CONCLUDE_HEAD,
@@ -131,7 +131,9 @@ class Executor:
         self._retry_store_at = 0.0
         self._store_delay = 0.1
         self._done_through = 0
-        self._plain_only = True
+        self._to_tell = 0
+        """Of what has ended, how many must be reported or stored for their end to be known."""
+        self._over = False
         self._minder_asleep = True
         self._wake_r, self._wake_w = socket.socketpair()
         self._wake_w.setblocking(False)
@@ -142,6 +144,11 @@ class Executor:
         """Start the minder thread. After any fork, before the first job."""
         self.native.start_thread(self._mind)
 
+    def stop_minder(self) -> None:
+        """End the minder thread: an inline executor's process goes on without it."""
+        self._over = True
+        self._wake_minder()
+
     def next(self) -> Job | None:
         """The next job; waits for one. None when there will be no more: retired, or the kernel is gone."""
         while True:
@@ -151,7 +158,8 @@ class Executor:
                 pass
             self.flush()
             if self.retiring:
-                return self._leave()
+                self._leave()
+                return None
             while len(self._ended) >= MAX_UNSTORED:  # backpressure: the result backend is away
                 time.sleep(0.05)
                 self.flush()
@@ -170,26 +178,28 @@ class Executor:
         self.board.start(slot, job.tag, begun, self._done_through)
         self._soft_deadline = begun + job.soft if job.soft else 0.0
         self.running = job.tag
-        if self._minder_asleep:
-            self._wake_minder()
+        # From here until `running` is 0 a limit may be raised between any two calls: all of them are inside the try.
         try:
+            if self._minder_asleep:
+                self._wake_minder()
             outcome = self._conclude(job) if job.conclude is not None else self.app.run(job)
         except BaseException as error:  # run() lets no task's error through: a limit that came late, or a bug
+            self.running = 0
             outcome = self._escaped(job, error)
         self.running = 0
         now = time.monotonic()
-        if outcome.kind is not OutcomeKind.SUCCESS or outcome.result is not None:
-            self._plain_only = False
-        elif self._plain_only:
-            self._done_through = job.tag
-        self.board.idle(slot, self._done_through)
         outcome.runtime = outcome.runtime or now - begun
         with self._ending:
+            if outcome.kind is not OutcomeKind.SUCCESS or outcome.result is not None:
+                self._to_tell += 1
+            elif not self._to_tell:
+                self._done_through = job.tag
+            self.board.idle(slot, self._done_through)
             if not self._ended:
                 self._first_ended_at = now
             self._ended.append((job, outcome))
             due = len(self._ended) >= FLUSH_EVERY or now - self._first_ended_at > FLUSH_AFTER_S
-        if due and now >= self._retry_store_at:
+        if due:
             self.flush()
 
     def _conclude(self, job: Job) -> Outcome:
@@ -216,6 +226,8 @@ class Executor:
         While the result backend is away nothing is reported, so the messages stay reserved and unacked;
         the minder tries again with back-off.
         """
+        if time.monotonic() < self._retry_store_at:
+            return
         with self._flushing:
             with self._ending:
                 ended, self._ended = self._ended, []
@@ -228,32 +240,44 @@ class Executor:
                 return
             # One send: a reader must never see half a report.
             self._send(_report(ended))
-            self._plain_only = True
-            self._done_through = max(self._done_through, ended[-1][0].tag)
+            told = sum(1 for _, each in ended if each.kind is not OutcomeKind.SUCCESS or each.result is not None)
+            with self._ending:  # others may have ended meanwhile: only these are known now
+                self._to_tell -= told
+                self._done_through = max(self._done_through, ended[-1][0].tag)
 
     def _store(self, results: list[StoredResult]) -> bool:
-        backend = self.app.results
+        try:
+            backend = self.app.results
+        except Exception as error:  # it cannot even be opened: nothing is acked that could not be stored
+            return self._store_later(error)
         if backend is None:
             return True
         try:
-            backend.store(results)
+            try:
+                backend.store(results)
+            except (ConnectionError, TimeoutError):
+                raise
+            except Exception:
+                # Not an outage: the store refuses something. One by one, so that only that one is missing.
+                self._store_singly(backend, results)
         except (ConnectionError, TimeoutError) as error:
-            self._retry_store_at = time.monotonic() + self._store_delay
-            self._store_delay = min(self._store_delay * 2, 5.0)
-            log.warning("result backend is away: %s", error, extra={"action": "result_backend_away"})
-            return False
-        except Exception:
-            # Not an outage: the store refuses something. One by one, so that only that one is missing.
-            self._store_singly(results)
+            return self._store_later(error)
         self._retry_store_at, self._store_delay = 0.0, 0.1
         return True
 
-    def _store_singly(self, results: list[StoredResult]) -> None:
-        backend = self.app.results
-        assert backend is not None
+    def _store_later(self, error: Exception) -> bool:
+        self._retry_store_at = time.monotonic() + self._store_delay
+        self._store_delay = min(self._store_delay * 2, 5.0)
+        log.warning("result backend is away: %s", error, extra={"action": "result_backend_away"})
+        return False
+
+    @staticmethod
+    def _store_singly(backend: ResultBackend, results: list[StoredResult]) -> None:
         for result in results:
             try:
                 backend.store([result])
+            except (ConnectionError, TimeoutError):
+                raise  # storing those before it once more is harmless
             except Exception:  # named and kept in the log; the task itself has ended
                 log.exception(
                     "result of %s refused by the result backend",
@@ -297,8 +321,8 @@ class Executor:
         deadline = time.monotonic() + 5.0
         while self._ended and time.monotonic() < deadline:  # unreported work would be done again
             time.sleep(0.05)
+            self._retry_store_at = 0.0  # there is no later
             self.flush()
-        return None
 
     # -- the minder
 
@@ -311,7 +335,7 @@ class Executor:
 
     def _mind(self) -> None:
         idle_since = time.monotonic()
-        while True:
+        while not self._over:
             now = time.monotonic()
             if self.running or self._ended:
                 idle_since = now
@@ -327,6 +351,8 @@ class Executor:
                 os._exit(1)
             except Exception:  # the minder must go on whatever one tick meets
                 log.exception("minder", extra={"action": "minder_failed"})
+        self._wake_r.close()
+        self._wake_w.close()
 
     def _sleep_until_woken(self) -> None:
         self._minder_asleep = True
@@ -346,7 +372,7 @@ class Executor:
         if tag and self._soft_deadline and now >= self._soft_deadline:
             self._soft_deadline = 0.0
             self.runtime.cancel(tag, self.app.soft_limit_error())
-        if self._ended and now - self._first_ended_at > FLUSH_AFTER_S and now >= self._retry_store_at:
+        if self._ended and now - self._first_ended_at > FLUSH_AFTER_S:
             self.flush()
         if not tag or long < LONG_TASK_S:
             self.native.poll([self._wake_r.fileno()], MINDER_TICK_S)
@@ -357,12 +383,12 @@ class Executor:
         wait = 0.25 if long > 1.0 else MINDER_TICK_S
         if self._soft_deadline:
             wait = min(wait, max(0.0, self._soft_deadline - now))
-        if self.native.poll([self.channel.fileno()], wait) and self.running == tag:
-            if self._reading.acquire(blocking=False):
-                try:
-                    self._handle(self.channel.receive(socket.MSG_DONTWAIT))
-                finally:
-                    self._reading.release()
+        readable = self.native.poll([self.channel.fileno()], wait)
+        if readable and self.running == tag and self._reading.acquire(blocking=False):
+            try:
+                self._handle(self.channel.receive(socket.MSG_DONTWAIT))
+            finally:
+                self._reading.release()
 
 
 def _report(ended: list[tuple[Job, Outcome]]) -> bytes:
@@ -379,7 +405,8 @@ def _report(ended: list[tuple[Job, Outcome]]) -> bytes:
                         "tag": job.tag,
                         "kind": int(outcome.kind),
                         "runtime": outcome.runtime,
-                        "error": outcome.error[:2000],
+                        # Without halves of surrogate pairs: no broker takes them in a reason.
+                        "error": outcome.error[:2000].encode(errors="replace").decode(),
                         "requeue": outcome.requeue,
                         "until": outcome.until,
                     },
@@ -552,6 +579,8 @@ def become_executor(channel: Channel, board: Board, runtime: Runtime, app: Loade
         runtime.serve(executor)
     except ChannelClosed:
         executor.exit_reason = "the kernel process is gone"
+    finally:
+        executor.stop_minder()
     if hooks is not None:
         hooks.hook.kwx_exit(executor=executor, reason=executor.exit_reason)
     return executor.exit_reason
@@ -577,7 +606,7 @@ def _wrapper(hooks: Any) -> Callable[[str, Call], Call]:
         return lambda task, call: call
 
     def wrap(task: str, call: Call) -> Call:
-        for implementation in hooks.hook.kwx_wrap_task.get_hookimpls():  # first registered = outermost
+        for implementation in reversed(hooks.hook.kwx_wrap_task.get_hookimpls()):  # first registered = outermost
             call = implementation.function(task=task, call=call) or call
         return call
 

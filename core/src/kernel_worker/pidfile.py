@@ -41,7 +41,9 @@ class Pidfile:
         """Lock the open file and write into it; False when its holder removed it just before it was locked."""
         info = os.fstat(fd)
         if not stat.S_ISREG(info.st_mode) or info.st_nlink != 1:
-            raise PidfileError(f"pidfile {self.path} is not a plain file of its own", hint="remove it or choose another path")
+            raise PidfileError(
+                f"pidfile {self.path} is not a plain file of its own", hint="remove it or choose another path"
+            )
         text = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -51,7 +53,8 @@ class Pidfile:
             return False
         if text.isdigit() and int(text) != os.getpid() and _is_alive(int(text)):
             raise PidfileError(
-                f"pidfile {self.path} names the living process {text}", hint="stop it, or remove the file if it is another program's"
+                f"pidfile {self.path} names the living process {text}",
+                hint="stop it, or remove the file if it is another program's",
             )
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)

@@ -52,6 +52,8 @@ class Spawner(ABC):
         self.loop = loop
         self.hello = hello
         self.events = events
+        self.prestarted: Any = None
+        """What `Pool.prestart` gave; used by `start`."""
 
     def start(self) -> None:
         """Begin. A preloading spawner reports `on_loaded` or `on_failed` later."""

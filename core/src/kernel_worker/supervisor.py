@@ -10,6 +10,7 @@ import json
 import logging
 import signal
 import socket
+import struct
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from .board import Board
 from .drivers import Layout
 from .errors import ExecutorError, KernelWorkerError, UsageError
-from .loop import Loop
+from .loop import Loop, Timer
 from .spawn import Birth, Spawner, exit_reason, hello_frame
 from .types import AppInfo, QueueSpec, TaskInfo
 from .wire import Channel, ChannelClosed, Frame, FrameError, pack, pack_json
@@ -64,6 +65,10 @@ class Handle:
     """Why the kernel killed it."""
     doomed_tag: int = 0
     """The request whose time limit killed it."""
+    at_fault: bool = False
+    """It was killed for what it did itself: what it ran counts as lost."""
+    limit_check: Timer | None = None
+    """When the dispatcher looks at its requests' time limits next."""
 
 
 class Supervisor:
@@ -139,6 +144,8 @@ class Supervisor:
     def on_failed(self, failure: dict[str, Any]) -> None:
         """FAILED: the application cannot be loaded. Fatal at start; later one early death among others."""
         text = failure["text"]
+        if self.failure is not None:
+            return  # the first failure is the cause, what follows (the end of the fork server) its consequence
         if self.app is None:
             hint = "" if failure["kind"] == "usage" else "set KW_TRACEBACK=1 to see the whole traceback"
             error = UsageError(text, hint=hint) if failure["kind"] == "usage" else ExecutorError(text, hint=hint)
@@ -163,7 +170,9 @@ class Supervisor:
         reason = handle.doom or ("retired" if handle.retiring and status == 0 else exit_reason(status))
         if handle.up:
             level = logging.INFO if reason == "retired" else logging.WARNING
-            log.log(level, "executor %d ended: %s", handle.pid, reason, extra={"action": "executor_down", "pid": handle.pid})
+            log.log(
+                level, "executor %d ended: %s", handle.pid, reason, extra={"action": "executor_down", "pid": handle.pid}
+            )
         if self.events is not None:
             self.events.on_down(handle, reason)
         handle.board.close()
@@ -185,7 +194,10 @@ class Supervisor:
             return
         delay = min(RESTART_DELAY_S * 2 ** (self._early_deaths - 1), RESTART_DELAY_MAX_S)
         log.error(
-            "executor ended before it was up: %s; next try in %.0f s", reason, delay, extra={"action": "executor_early_death"}
+            "executor ended before it was up: %s; next try in %.0f s",
+            reason,
+            delay,
+            extra={"action": "executor_early_death"},
         )
         self._restart_pending = True
         self.loop.call_later(delay, self._restart)
@@ -198,30 +210,40 @@ class Supervisor:
 
     def _read(self, handle: Handle) -> None:
         try:
-            frames = handle.channel.receive()
+            self._receive(handle)
         except ChannelClosed:
             # Its exit is reported by the spawner, with the reason; stop spinning on the end of file.
             self.loop.remove(handle.channel.sock)
             self.loop.call_later(1.0, self._kill_deaf, handle)
-            return
         except FrameError as error:
-            self.kill(handle, f"it sent nonsense: {error}")
+            log.warning("executor %d sent nonsense", handle.pid, exc_info=error, extra={"action": "frame_error"})
             self.loop.remove(handle.channel.sock)
-            return
-        for kind, payload in frames:
-            self._frame(handle, kind, payload)
+            self.kill(handle, f"it sent nonsense: {error}", at_fault=True)
+
+    def _receive(self, handle: Handle) -> bool:
+        """Take the frames that are there now; False when there were none.
+
+        :raises ChannelClosed: it is gone.
+        :raises FrameError: what came is not what executors send: a task wrote to a descriptor that is not its own.
+        """
+        frames = handle.channel.receive()
+        try:
+            for kind, payload in frames:
+                self._frame(handle, kind, payload)
+        except (ValueError, KeyError, TypeError, struct.error) as error:
+            raise FrameError(f"{type(error).__name__} in a frame of kind {kind}") from error
+        return bool(frames)
 
     def _kill_deaf(self, handle: Handle) -> None:
         """A task may close descriptors that are not its own: such an executor hears nothing any more."""
         if self.executors.get(handle.key) is handle:
-            self.kill(handle, "it closed its connection to the worker")
+            self.kill(handle, "it closed its connection to the worker", at_fault=True)
 
     def _drain(self, handle: Handle) -> None:
         """Read what a dead executor had still reported: it need not be done again."""
         try:
-            while frames := handle.channel.receive():
-                for kind, payload in frames:
-                    self._frame(handle, kind, payload)
+            while self._receive(handle):
+                pass
         except (ChannelClosed, FrameError, OSError):
             pass
 
@@ -260,10 +282,14 @@ class Supervisor:
 
     # -- ending
 
-    def kill(self, handle: Handle, reason: str, tag: int = 0) -> None:
-        """Kill one executor; `on_down` follows with `reason`. `tag`: the request that is to blame."""
+    def kill(self, handle: Handle, reason: str, tag: int = 0, *, at_fault: bool = False) -> None:
+        """Kill one executor; `on_down` follows with `reason`.
+
+        :param tag: the request whose time limit it is.
+        :param at_fault: the executor itself did what it is killed for.
+        """
         assert self._spawner is not None
-        handle.doom, handle.doomed_tag = reason, tag
+        handle.doom, handle.doomed_tag, handle.at_fault = reason, tag, at_fault
         self._spawner.kill(handle.key, signal.SIGKILL)
 
     def retire(self, handle: Handle) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import queue
-import secrets
 import signal
 import sys
 import threading
@@ -22,14 +21,14 @@ from .bus import Bus
 from .config import Config, Secret
 from .control import ControlTable
 from .drivers import Layout, Pool
-from .errors import BrokerUnavailable, ExecutorError, StartError, StartInterrupted, UsageError
+from .errors import BrokerUnavailable, ExecutorError, KernelWorkerError, StartError, StartInterrupted, UsageError
 from .hooks import Hooks
 from .loop import Loop
 from .pidfile import Pidfile
 from .registry import Registry
 from .selection import Selection
 from .spawn import Birth, ExecSpawner, InlineSpawner, Spawner
-from .steps import Bootstep, Sequence, order
+from .steps import Sequence, order
 from .supervisor import Handle, Supervisor
 from .types import AppInfo, PoolCapability, QueueSpec
 from .wire import Channel
@@ -85,13 +84,15 @@ class StepContext:
 class Worker:
     """One worker, composed from a configuration and a selection of plugins."""
 
-    def __init__(self, config: Config, registry: Registry, selection: Selection, hooks: Hooks) -> None:
+    def __init__(
+        self, config: Config, registry: Registry, selection: Selection, hooks: Hooks, prestarted: object = None
+    ) -> None:
         self.config = config
         self.registry = registry
         self.selection = selection
         self.hooks = hooks
         self.node = config.worker.node
-        self.incarnation = f"{self.node}.{os.getpid()}.{secrets.token_hex(4)}"
+        self.incarnation = f"{self.node}.{os.getpid()}.{os.urandom(4).hex()}"
         self.loop = Loop()
         self.bus = Bus()
         self.supervisor = Supervisor(self.loop)
@@ -107,6 +108,7 @@ class Worker:
         self.started_at = time.time()
         self._births: queue.SimpleQueue[Birth | None] = queue.SimpleQueue()
         self._spawner: Spawner | None = None
+        self._prestarted = prestarted
         self._pidfile = Pidfile(config.worker.pidfile) if config.worker.pidfile else None
         self._check_limits()
         self.sequence = self._compose()
@@ -119,16 +121,7 @@ class Worker:
         self.bus.freeze()
         self.control.add(self.registry.control_commands(self.selection))
         self.control.add(hooks.kw_control_commands(config))
-        single = (
-            hooks.kw_pool_step(config),
-            hooks.kw_consumer_step(config),
-            hooks.kw_timer_step(config),
-            hooks.kw_autoscaler_step(config),
-            hooks.kw_control_step(config),
-        )
-        steps: list[Bootstep] = [step for step in single if step is not None]
-        steps += hooks.kw_bootsteps(config)
-        owners = {step.name: hooks.contributor(step) or "kernel-worker-core" for step in steps}
+        steps, owners = hooks.boot_steps(config)
         return Sequence(order(steps, owners), owners)
 
     def _check_limits(self) -> None:
@@ -180,11 +173,27 @@ class Worker:
 
     def make_spawner(self) -> Spawner:
         """The pool's spawner."""
-        kind = executor.import_string(self.pool.spawner)
+        kind: type[Spawner] = executor.import_string(self.pool.spawner)
         self._spawner = spawner = kind(self.loop, self.hello(), self.supervisor)
+        spawner.prestarted = self._prestarted
         if isinstance(spawner, InlineSpawner):
             spawner.on_birth = self._births.put
         return spawner
+
+    def preload_broker(self) -> None:
+        """Import the broker driver ahead of time, if it is known which one it will be.
+
+        What is wrong with it is told when it is needed: the application may still name another URL.
+        """
+        drivers = {entry.target: name for name, entry in self.selection.brokers.items()}
+        url = self.config.worker.broker
+        if url is None and len(drivers) == 1:
+            url = Secret(f"{next(iter(drivers.values()))}://")
+        if url is not None:
+            try:
+                self.registry.load_broker(self.selection, url)
+            except KernelWorkerError:
+                log.debug("the broker driver could not be preloaded", exc_info=True)
 
     def adopt_application(self) -> None:
         """Take over the settings of the application that nobody else has set."""
@@ -387,15 +396,16 @@ def make_hello(config: Config, registry: Registry, selection: Selection, node: s
     }
 
 
-def run(config: Config, registry: Registry, selection: Selection, hooks: Hooks) -> int:
-    """Run a worker until it is told to stop; the exit code. Main thread."""
-    if config.worker.workdir:
-        os.chdir(config.worker.workdir)
+def run(config: Config, registry: Registry, selection: Selection, hooks: Hooks, prestarted: object = None) -> int:
+    """Run a worker until it is told to stop; the exit code. Main thread.
+
+    :param prestarted: what the pool's `prestart` gave, if it was called.
+    """
     make_hello(config, registry, selection, config.worker.node, "")  # a missing application is told before all else
     executor.configure_logging(
         {"level": config.worker.loglevel.upper(), "file": config.worker.logfile, "format": LOG_FORMAT}
     )
-    return Worker(config, registry, selection, hooks).run()
+    return Worker(config, registry, selection, hooks, prestarted).run()
 
 
 def inspect_app(config: Config, selection: Selection, registry: Registry) -> AppInfo:
@@ -410,7 +420,9 @@ def inspect_app(config: Config, selection: Selection, registry: Registry) -> App
     spawner = ExecSpawner(loop, hello, supervisor)
     try:
         supervisor.start_loading(spawner, hello)
-        loop.run_until(lambda: supervisor.app or supervisor.failure or not supervisor.executors, time.monotonic() + 60.0)
+        loop.run_until(
+            lambda: supervisor.app or supervisor.failure or not supervisor.executors, time.monotonic() + 60.0
+        )
     finally:
         supervisor.close()
         spawner.stop()

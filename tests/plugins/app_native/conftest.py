@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import celery
@@ -53,16 +53,20 @@ def sent_by_celery(send: Callable[[Any], object]) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def make_app() -> MakeApp:
+def make_app() -> Iterator[MakeApp]:
     """`make_app(**settings)`: an application on transports in memory."""
+    made: list[App] = []
 
     def make(name: str = "proj", **settings: Any) -> App:
         app = App(name, **{"broker_url": "memory://", "result_backend": "memory://", **settings})
         app.connections.drivers.use(PUBLISHERS, CONTEXT.publishers)
         app.connections.drivers.use(RESULTS, CONTEXT.results)
+        made.append(app)
         return app
 
-    return make
+    yield make
+    for app in made:
+        app.close()
 
 
 @pytest.fixture

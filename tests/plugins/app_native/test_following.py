@@ -281,9 +281,7 @@ CONCLUSIONS: dict[str, tuple[OutcomeKind, str, str, str, list[Any], str]] = {
 
 
 @pytest.mark.parametrize("row", CONCLUSIONS.values(), ids=CONCLUSIONS.keys())
-def test_an_end_without_a_run_is_stored(
-    app: App, row: tuple[OutcomeKind, str, str, str, list[Any], str]
-) -> None:
+def test_an_end_without_a_run_is_stored(app: App, row: tuple[OutcomeKind, str, str, str, list[Any], str]) -> None:
     kind, text, state, exc_type, message, module = row
     errback, rest = app.signature("errback"), app.signature("add", options={"task_id": "rest"})
     app.tasks["fail"].apply_async(task_id="i", link_error=errback, chain=[rest])

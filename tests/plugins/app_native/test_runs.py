@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import json
 import logging
+import signal
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -94,6 +95,12 @@ class Bare(BaseException):
     pass
 
 
+class HostileArgs(Exception):
+    @property
+    def args(self) -> Any:  # type: ignore[override]
+        raise RuntimeError("no args")
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -105,6 +112,7 @@ class Bare(BaseException):
         HostileError(HostileError()),
         BadArgs({1}, object()),
         Bare("x"),
+        HostileArgs(1),
         ExceptionGroup("several", [ValueError(1)]),
         asyncio.CancelledError(),
     ],
@@ -318,6 +326,36 @@ def test_nothing_of_an_interrupted_coroutine_runs_on(app: App, worker: MakeWorke
 
     assert outcome.kind is OutcomeKind.FAILURE
     assert log == ["cancelled"]
+
+
+def test_a_limit_raised_in_the_event_loop_ends_the_coroutine(app: App, worker: MakeWorker) -> None:
+    ended: list[str] = []
+
+    @app.task
+    async def sleeps() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append("cancelled")
+
+    def limit(*_: Any) -> None:
+        raise SoftTimeLimitExceeded
+
+    sleeps.delay()
+    sleeps.delay()
+    at_work = worker(app)
+    before = signal.signal(signal.SIGALRM, limit)
+    try:
+        outcomes = []
+        for _ in range(2):
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            outcomes.append(at_work.run())
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+    assert [outcome.error.partition(":")[0] for outcome in outcomes] == ["SoftTimeLimitExceeded"] * 2
+    assert ended == ["cancelled"] * 2
 
 
 # --------------------------------------------------------------------------- states and results

@@ -34,7 +34,7 @@ VALUES: dict[str, Any] = {
     "uuid": UUID(int=5),
     "bytes": b"abc",
     "other bytes": b"\xff\xfe",
-    "int keys": {1: "a", None: "b", True: "c", 1.5: "d"},
+    "int keys": {2: "a", None: "b", True: "c", 1.5: "d"},
     "inf": float("inf"),
 }
 

@@ -9,12 +9,14 @@ import time
 import tracemalloc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 
 from kernel_broker_sqlite import SqliteBroker, SqlitePublisher
+from kernel_broker_sqlite.broadcast import Listener
 from kernel_broker_sqlite.envelope import read_envelope
 from kernel_broker_sqlite.reserving import FETCH_BYTES, take_turns
 from kernel_worker.drivers import BrokerContext
@@ -25,7 +27,6 @@ from kernel_worker.types import Delivery, QueueSpec, Settlement, Verdict
 from .conftest import Message
 
 MakeBroker = Callable[..., SqliteBroker]
-MakeMessage = Callable[..., Message]
 
 
 def ids(deliveries: list[Delivery]) -> list[str]:
@@ -72,12 +73,10 @@ def test_urgent_message_of_one_queue_comes_before_all_others_of_another(make_bro
 
 def test_released_message_comes_before_what_was_published_after_it(broker: SqliteBroker) -> None:
     broker.publish("celery", envelope(task_id="old"))
-    broker.settle([Settlement(*collect(broker, 1), Verdict.DELAY, until=time.time() + 0.2)])
+    due = time.time() + 0.1
+    broker.settle([Settlement(*collect(broker, 1), Verdict.DELAY, until=due)])
     for n in range(3):
         broker.publish("celery", envelope(task_id=f"new{n}"))
-
-    eventually(lambda: broker.fetch(0, 0.0) == [] and time.time() > 0 and broker.size("celery").waiting == 3)
-    due = time.time() + 0.25
     eventually(lambda: time.time() > due, message="the time the message is due")
 
     assert ids(collect(broker, 4)) == ["old", "new0", "new1", "new2"]
@@ -287,17 +286,43 @@ def test_binding_to_an_exchange_that_is_not_direct_is_refused(broker: SqliteBrok
 # ---------------------------------------------------------------- fan-out
 
 
-def test_broadcast_reaches_every_listener_of_the_channel(make_broker: MakeBroker) -> None:
+def hear(listener: Listener, count: int) -> list[bytes]:
+    """What a listener hears, until so many came."""
+    got: list[bytes] = []
+    deadline = time.monotonic() + 5.0
+    while len(got) < count and time.monotonic() < deadline:
+        got += listener.receive(0.5)
+    return got
+
+
+def test_broadcast_reaches_every_listener_of_its_channel(make_broker: MakeBroker) -> None:
     one, two = make_broker(), make_broker()
-    listeners = [one.listen("control"), two.listen("control")]
-    elsewhere = one.listen("events")
+    one.broadcast("control", b"before anybody listened")
+    with closing(one.listen("control")) as a, closing(two.listen("control")) as b, closing(one.listen("other")) as c:
+        two.broadcast("control", b"\xffping")
+        one.broadcast("control", b"pong")
 
-    two.broadcast("control", b"\xffping")
-    one.broadcast("control", b"pong")
+        assert hear(a, 2) == hear(b, 2) == [b"\xffping", b"pong"]
+        assert a.receive(0.0) == c.receive(0.05) == []
 
-    for listener in listeners:
-        got: list[bytes] = []
-        eventually(lambda listener=listener, got=got: len(got := got + listener.receive(0.1)) or True)  # type: ignore[misc]
-        listener.close()
-    assert elsewhere.receive(0.05) == []
-    elsewhere.close()
+
+def test_broadcast_from_another_process_wakes_a_listener(
+    url: str, make_broker: MakeBroker, start: Callable[..., BaseProcess]
+) -> None:
+    def say() -> None:
+        broker = SqliteBroker(BrokerContext(url, holder="speaker"))
+        broker.connect()
+        broker.broadcast("control", b"ping")
+
+    with closing(make_broker().listen("control")) as listener:
+        start(say)
+        assert listener.receive(10.0) == [b"ping"]
+
+
+def test_interrupt_ends_waiting_for_broadcasts(broker: SqliteBroker) -> None:
+    with closing(broker.listen("control")) as listener:
+        listener.interrupt()
+        began = time.monotonic()
+
+        assert listener.receive(10.0) == []
+        assert time.monotonic() - began < 1.0

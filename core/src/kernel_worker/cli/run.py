@@ -15,7 +15,10 @@ from .composition import Composition, WorkerCommand
 @click.pass_obj
 def run(composition: Composition) -> int:
     """Run a worker until it is told to stop."""
+    assert composition.hooks is not None
+    pool = composition.registry.load_pool(composition.selection, composition.config.worker.pool or "")
+    prestarted = pool.prestart()  # its interpreter starts while this process imports the worker
+
     from kernel_worker.worker import run as run_worker
 
-    assert composition.hooks is not None
-    return run_worker(composition.config, composition.registry, composition.selection, composition.hooks)
+    return run_worker(composition.config, composition.registry, composition.selection, composition.hooks, prestarted)

@@ -40,10 +40,12 @@ class PoolSuite(Contract, suite=True):
 
     :cvar driver: the pool's class.
     :cvar arguments: further arguments of `kw run`.
+    :cvar environment: variables added to the worker's environment.
     """
 
     driver: ClassVar[type[Pool]]
     arguments: ClassVar[Sequence[str]] = ()
+    environment: ClassVar[Mapping[str, str]] = {}
 
     def declared_capabilities(self, request: pytest.FixtureRequest) -> frozenset[PoolCapability]:
         return self.driver.capabilities
@@ -119,7 +121,8 @@ def run_worker(
     command = ["run", "-A", f"{MODULE}:app", "-b", url, "-P", suite.driver.name, "-n", f"{name}@%h", "-l", "info"]
     if PoolCapability.SEVERAL_SLOTS in suite.driver.capabilities:
         command += ["-c", str(concurrency or suite.slots)]
-    return WorkerProcess([*command, "--lease", f"{LEASE_S:g}", *suite.arguments, *arguments], cwd=folder, env=env)
+    command += ["--lease", f"{LEASE_S:g}", *suite.arguments, *arguments]
+    return WorkerProcess(command, cwd=folder, env={**suite.environment, **(env or {})})
 
 
 def running(ledger: Ledger, name: str, *, starts: int = 1, worker: WorkerProcess | None = None) -> int:

@@ -25,8 +25,9 @@ class FaultTests(PoolSuite, suite=True):
 
     @requires(PoolCapability.REPLACE)
     def test_killed_executor_is_replaced_and_its_task_runs_again(
-        self, worker: WorkerProcess, app: ModuleType, ledger: Ledger, release: Release
+        self, start_worker: StartWorker, app: ModuleType, ledger: Ledger, release: Release
     ) -> None:
+        worker = start_worker(concurrency=1)
         sent = app.hold.delay("h")
         victim = running(ledger, "h")
 

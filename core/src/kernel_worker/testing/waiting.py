@@ -28,5 +28,5 @@ def eventually(condition: Callable[[], T], *, within_s: float = 5.0, message: st
             error = caught
         if time.monotonic() > deadline:
             text = message() if callable(message) else message
-            raise AssertionError(f"not within {within_s:g} s: {text or condition!r}") from error
+            raise AssertionError(f"not within {within_s:g} s: {text or repr(condition)}") from error
         time.sleep(_STEP_S)

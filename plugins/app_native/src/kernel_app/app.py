@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from .context import running
 from .meta import MetaCodec
 from .results import AsyncResult
+from .running import Coroutines
 from .sending import Sender
 from .settings import Settings
 from .signature import Signature
@@ -67,6 +68,7 @@ class App:
         self.conf = Settings(settings)
         self.tasks: dict[str, Task[..., Any, Any]] = {}
         self.connections = Connections(self.conf)
+        self.coroutines = Coroutines()
         self._sender = Sender(self.conf)
         self._codec: tuple[int, MetaCodec] | None = None
 
@@ -224,8 +226,9 @@ class App:
         return None if context is None else context._owner
 
     def close(self) -> None:
-        """Close the connections; they are opened again when needed."""
+        """Close the connections and event loops; they are opened again when needed."""
         self.connections.close()
+        self.coroutines.close()
 
     def __repr__(self) -> str:
         return f"<App {self.name!r}>"

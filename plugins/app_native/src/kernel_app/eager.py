@@ -10,7 +10,6 @@ from .exceptions import Ignore, Reject, Retry, TaskPredicate
 from .message import new_id
 from .results import EagerResult
 from .retrying import automatic
-from .running import call
 from .serialization import content_types, dumps, loads
 from .states import FAILURE, IGNORED, REJECTED, RETRY, SUCCESS
 
@@ -73,7 +72,7 @@ def apply(
 def _run(task: Task[..., Any, Any], request: Context, args: Any, kwargs: Any) -> tuple[str, Any]:
     try:
         task.before_start(request.id, args, kwargs)
-        value = call(task.run, args, kwargs)
+        value = task.app.coroutines.call(task.run, args, kwargs)
     except TaskPredicate as predicate:
         return _state(predicate), predicate
     except Exception as error:  # the boundary of a task: whatever it raises is its outcome

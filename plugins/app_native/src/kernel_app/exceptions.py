@@ -62,7 +62,10 @@ class QueueNotFound(_NamedKeyError):
 
 
 class NotRegistered(_NamedKeyError):
-    """The application has no task of that name."""
+    """The application has no task of that name, which is its argument."""
+
+    def __str__(self) -> str:
+        return f"no task named {self.args[0]!r} is registered" if len(self.args) == 1 else super().__str__()
 
 
 class TimeoutError(KernelAppError, builtins.TimeoutError):

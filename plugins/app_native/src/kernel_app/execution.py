@@ -22,7 +22,6 @@ from .exceptions import DecodeError, TaskRevokedError
 from .following import Followers
 from .log import TASK_LOGGER
 from .outcomes import Endings, Run, has_hook
-from .running import COROUTINES
 
 if TYPE_CHECKING:
     from .app import App
@@ -130,6 +129,7 @@ def compile_call(task: Task[..., Any, Any], shop: Workshop) -> Callable[[Any], O
     extended = shop.codec.extended
     endings, followers = shop.endings, shop.followers
     read, make_context = shop.read, shop.context
+    run_coroutine = shop.app.coroutines.run
     is_enabled, info = log.isEnabledFor, logging.INFO
     set_current, reset_current, clock = CURRENT.set, CURRENT.reset, perf_counter
 
@@ -157,7 +157,7 @@ def compile_call(task: Task[..., Any, Any], shop: Workshop) -> Callable[[Any], O
                 before(headers["id"], args, kwargs)
             value = function(*args, **kwargs)
             if type(value) is CoroutineType:
-                value = COROUTINES.run(value)
+                value = run_coroutine(value)
             runtime = clock() - started
             if embed.callbacks or embed.chain or embed.chord:
                 followers.succeeded(task, context, embed, value)

@@ -15,7 +15,6 @@ from .context import Context
 from .exceptions import ChordError, OperationalError, Reject
 from .log import TASK_LOGGER
 from .representation import describe_error, printable
-from .running import call
 from .signature import publish
 
 if TYPE_CHECKING:
@@ -87,7 +86,9 @@ class Followers:
     ) -> None:
         task = self._app.tasks.get(str(errback.get("task"))) if isinstance(errback, Mapping) else None
         if task is not None and task.takes_several and not errback.get("immutable"):
-            call(task, (context, error, text, *(errback.get("args") or ())), errback.get("kwargs") or {})
+            self._app.coroutines.call(
+                task, (context, error, text, *(errback.get("args") or ())), errback.get("kwargs") or {}
+            )
             return
         options = {"parent_id": headers["id"], "root_id": headers.get("root_id") or headers["id"]}
         publish(self._app, errback, (headers["id"],), {}, options)

@@ -14,7 +14,7 @@ from typing import Any
 from . import exceptions
 from .compression import mime_type, unwrap_result, wrap_result
 from .exceptions import ConfigError, DecodeError, EncodeError
-from .representation import safe_repr
+from .representation import printable, safe_repr
 from .serialization import content_type_of, content_types, dumps, loads, quote, to_json
 from .settings import Settings
 from .states import READY_STATES, SUCCESS
@@ -43,6 +43,13 @@ _WIRE_MODULES = {
 
 RESULT_BYTES = 1024 * 1024 * 1024
 """What a compressed result may grow to. Stores bound what they keep; this only stops a bomb."""
+
+
+REPR_CHARS = 10_000
+"""Longest repr that stands for a value which cannot be stored."""
+
+_ARGS: Any = BaseException.__dict__["args"]
+"""Reads an exception's arguments past whatever its class has made of the name."""
 
 
 class TaskState:
@@ -170,19 +177,20 @@ def exception_to_meta(error: BaseException, plain: bool = False) -> dict[str, An
     kind = type(error)
     name = kind.__qualname__
     module = kind.__module__
+    args = _ARGS.__get__(error)
     if module == exceptions.__name__:
         module = _WIRE_MODULES.get(name, module)
-    return {"exc_type": name, "exc_message": [writable(arg, plain) for arg in error.args], "exc_module": module}
+    return {"exc_type": name, "exc_message": [writable(arg, plain) for arg in args], "exc_module": module}
 
 
 def writable(value: Any, plain: bool = False) -> Any:
     """The value if it can be written, else its repr."""
     if isinstance(value, BaseException) or (plain and type(value) not in (str, int, float, bool, type(None))):
-        return safe_repr(value)
+        return safe_repr(value)[:REPR_CHARS]
     try:
         to_json(value)
     except EncodeError:
-        return safe_repr(value)
+        return safe_repr(value)[:REPR_CHARS]
     return value
 
 
@@ -214,8 +222,10 @@ def _exception_class(name: str, module: Any) -> type[Exception]:
         else:
             known = sys.modules.get(module)
             for part in name.split("."):
-                known = getattr(known, part, None) if not part.startswith("_") else None
+                # Not getattr: a module's own __getattr__ may import, a property may do anything.
+                known = getattr(known, "__dict__", {}).get(part)
     # Not SystemExit and its like: reading a result must not end the reader.
     if isinstance(known, type) and issubclass(known, Exception):
         return known
-    return type(name.rpartition(".")[2] or "Exception", (Exception,), {"__module__": exceptions.__name__})
+    plain = printable(name.rpartition(".")[2], 100) or "Exception"
+    return type(plain, (Exception,), {"__module__": exceptions.__name__})

@@ -90,7 +90,7 @@ class Endings:
             stamps, names = headers.get("stamps"), headers.get("stamped_headers")
             if isinstance(stamps, dict) and isinstance(names, list) and stamps:
                 extra["stamped_headers"] = names
-                extra.update({name: stamps[name] for name in names if name in stamps})
+                extra.update({name: stamps[name] for name in names if isinstance(name, str) and name in stamps})
         return extra
 
     def state(

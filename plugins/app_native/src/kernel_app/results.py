@@ -93,7 +93,8 @@ class AsyncResult(Generic[V]):
         :raises RuntimeError: called inside a task (unless `disable_sync_subtasks` is False).
         :raises OperationalError: the result backend cannot be reached.
         """
-        _refuse_inside_task(not disable_sync_subtasks)
+        if self._final is None:
+            _refuse_inside_task(not disable_sync_subtasks)
         if self.ignored:
             return cast("V", None)
         if follow_parents and propagate and self.parent is not None:

@@ -106,7 +106,7 @@ def _options(request: Context) -> dict[str, Any]:
     stamped = request.stamped_headers
     if stamped:
         stamps = request.stamps or {}
-        options["stamped_headers"] = [name for name in stamped if name in stamps]
+        options["stamped_headers"] = [name for name in stamped if isinstance(name, str) and name in stamps]
         options.update({name: stamps[name] for name in options["stamped_headers"]})
         if options["headers"]:
             options["headers"] = {k: v for k, v in options["headers"].items() if k not in stamps}

@@ -58,6 +58,7 @@ DEFAULTS: dict[str, Any] = {
     "event_serializer": "json",
     # tasks; task_acks_late is True here: a message is acknowledged when its task has run
     "task_acks_late": True,
+    "task_max_deliveries": 3,
     "task_acks_on_failure_or_timeout": True,
     "task_acks_on_failure": None,
     "task_acks_on_timeout": None,
@@ -104,6 +105,7 @@ DEFAULTS: dict[str, Any] = {
     "worker_pool_start_method": "fork",
     "worker_pool_putlocks": True,
     "worker_pool_restarts": False,
+    "worker_lease": 15.0,
     "worker_prefetch_multiplier": 4,
     "worker_disable_prefetch": False,
     "worker_eta_task_limit": None,
@@ -206,22 +208,25 @@ _OTHER_BACKENDS = (
 _SHORT = {"broker": "broker_url", "backend": "result_backend"}
 """Keywords of Celery's constructor that mean a setting."""
 
-_MISSING: Any = object()
-
 
 class Settings(Mapping[str, Any]):
     """The settings of one application: what was set, over the defaults.
 
-    Read as attributes or by key; change with `update` or by assigning to an attribute. Any thread may read;
-    changing is for the time before the first message is sent, but is honoured later too.
+    Read as attributes or by key; change with `update` or by assigning. Any thread may read; changing is for the
+    time before the first message is sent, but is honoured later too.
     """
 
     version: int
     """Grows with each change, so that what was computed from the settings can be computed again."""
+    _changed: set[str]
 
     def __init__(self, values: Mapping[str, Any]) -> None:
-        self.__dict__["version"] = 0
-        self.__dict__["changes"] = {}
+        # Values are plain instance attributes: several are read for each message sent.
+        self.__dict__.update(
+            {name: dict(value) if type(value) is dict else value for name, value in DEFAULTS.items()},
+            version=0,
+            _changed=set(),
+        )
         self.update(values)
 
     def update(self, values: Mapping[str, Any] | None = None, /, **settings: Any) -> None:
@@ -233,26 +238,21 @@ class Settings(Mapping[str, Any]):
         for name in wanted:
             if not is_setting(name):
                 raise ConfigError(_unknown(name))
-        self.__dict__["changes"].update(wanted)
+        self.__dict__.update(wanted)
+        self._changed.update(wanted)
         self.__dict__["version"] += 1
 
     def explicit(self) -> dict[str, Any]:
         """What was set, without the defaults."""
-        return dict(self.__dict__["changes"])
+        return {name: self.__dict__[name] for name in sorted(self._changed)}
 
     def __getitem__(self, name: str) -> Any:
-        value = self.__dict__["changes"].get(name, _MISSING)
-        if value is not _MISSING:
-            return value
-        if name not in DEFAULTS:
+        if name not in DEFAULTS and name not in self._changed:
             raise KeyError(name)
-        return DEFAULTS[name]
+        return self.__dict__[name]
 
     def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(_unknown(name)) from None
+        raise AttributeError(_unknown(name))
 
     def __setattr__(self, name: str, value: Any) -> None:
         self.update({name: value})
@@ -261,13 +261,14 @@ class Settings(Mapping[str, Any]):
         self.update({name: value})
 
     def __iter__(self) -> Iterator[str]:
-        return iter({**DEFAULTS, **self.__dict__["changes"]})
+        yield from DEFAULTS
+        yield from self._changed - DEFAULTS.keys()
 
     def __len__(self) -> int:
-        return len({**DEFAULTS, **self.__dict__["changes"]})
+        return len(DEFAULTS.keys() | self._changed)
 
     def __repr__(self) -> str:
-        return f"<Settings: {', '.join(sorted(self.__dict__['changes'])) or 'defaults'}>"  # values may be secret
+        return f"<Settings: {', '.join(sorted(self._changed)) or 'defaults'}>"  # values may be secret
 
 
 def is_setting(name: str) -> bool:

@@ -4,8 +4,10 @@ apart from the commands."""
 from __future__ import annotations
 
 import importlib
+import json
 import logging
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from time import time
 from types import ModuleType
 from typing import Any, ClassVar
@@ -18,7 +20,6 @@ from .app import App
 from .decoding import NOTHING, check_headers, read_envelope, read_protocol_1, unix_time, usable_id
 from .exceptions import (
     DecodeError,
-    EncodeError,
     KernelAppError,
     NotRegistered,
     SoftTimeLimitExceeded,
@@ -31,7 +32,7 @@ from .log import TASK_LOGGER
 from .meta import MetaCodec
 from .representation import printable
 from .routing import configured_queues
-from .serialization import content_types, to_json
+from .serialization import content_types
 from .settings import is_setting
 from .task import Task
 from .transport import PUBLISHERS, RESULTS
@@ -68,6 +69,9 @@ class NativeLoader(AppLoader):
             app.connections.drivers.use(RESULTS, context.results)
         for module in (*app.conf.imports, *app.conf.include):
             importlib.import_module(module)
+        if app.connections.has_results:
+            # Imported here, once for all children of a fork server; and a missing one is told at start.
+            app.connections.drivers.find(RESULTS, app.conf.result_backend)
         return NativeApp(app)
 
 
@@ -177,11 +181,12 @@ def _describe(app: App, accept: frozenset[str]) -> AppInfo:
     conf = app.conf
     settings: dict[str, Any] = {"broker_url": conf.broker_url, "result_backend": conf.result_backend}
     for name, value in conf.explicit().items():
+        plain = value.total_seconds() if isinstance(value, timedelta) else value
         try:
-            to_json(value)
-        except EncodeError:
+            json.dumps(plain)
+        except (TypeError, ValueError):
             continue  # objects (queues, routes) mean something in this process only
-        settings[name] = value
+        settings[name] = plain
     queues = configured_queues(conf).values() if conf.task_queues else ()
     warnings = tuple(
         f"accept_content has {kind}: whoever can write to the broker can run any code in this worker"

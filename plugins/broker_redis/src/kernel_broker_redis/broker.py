@@ -14,7 +14,8 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
-from kernel_result_redis.connection import Connection, RedisRefused, RedisUnavailable, ReplyError
+from kernel_result_redis.connection import Connection
+from kernel_result_redis.errors import RedisRefused, RedisUnavailable, ReplyError
 from kernel_result_redis.server import parse
 from kernel_worker.drivers import Broker, BrokerContext
 from kernel_worker.errors import BrokerRefused, BrokerUnavailable, ConfigError

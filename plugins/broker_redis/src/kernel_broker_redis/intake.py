@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kernel_result_redis.connection import Connection, RedisUnavailable, ReplyError, pack
+from kernel_result_redis.connection import Connection, pack
+from kernel_result_redis.errors import RedisUnavailable, ReplyError
 from kernel_worker.types import Delivery
 
 from . import scripts
@@ -148,7 +149,8 @@ class Intake:
         try:
             reply = scripts.FETCH.run(link, keys, (*terms, _REPLY_BYTES, len(layout.steps), *layout.steps, *queues))
         except BaseException:
-            self._doubts.append(_Doubt(first, limit, time.monotonic() + _IN_DOUBT_S))
+            if not link.is_open:  # an answer that is an error came before the first pop, see lua/fetch.lua
+                self._doubts.append(_Doubt(first, limit, time.monotonic() + _IN_DOUBT_S))
             raise
         (next_due, first_deadline), counts, buried, errors, *groups = reply
         now = time.monotonic()

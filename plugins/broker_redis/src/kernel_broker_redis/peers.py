@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from kernel_result_redis.connection import Connection, ReplyError
+from kernel_result_redis.connection import Connection
+from kernel_result_redis.errors import ReplyError
 
 from . import scripts
 from .layout import Layout

@@ -11,7 +11,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kernel_result_redis.connection import ReplyError, pack
+from kernel_result_redis.connection import Connection, pack
+from kernel_result_redis.errors import ReplyError
 from kernel_result_redis.pool import Pool
 from kernel_result_redis.server import parse
 
@@ -34,6 +35,7 @@ class RedisPublisher:
         server = parse(url, options)
         self._layout = Layout(options, server.db)
         self._pool = Pool(server, int(options.get("max_connections") or 10), "kw:publish")
+        self._opened = 0
         self._keys: dict[tuple[str, int], str] = {}
         self._bound: set[str] = set()
         self._bindings: dict[str, tuple[float, Sequence[bytes]]] = {}
@@ -45,7 +47,13 @@ class RedisPublisher:
         :raises LookupError: no queue is bound to the exchange for this routing key. Kombu drops such a message.
         :raises ValueError: the queue has a name that no queue can have.
         """
-        self._send(self._commands(message, message.envelope()))
+        connection = self._take()
+        try:
+            commands = self._commands(message)
+        except BaseException:  # no such queue, an envelope that cannot be made: nothing was sent
+            self._pool.give(connection)
+            raise
+        self._send(connection, commands)
 
     def publish_many(self, messages: Sequence[Any]) -> None:
         """Append all, in their order, with few round trips. Raises as `publish` does; those sent before an
@@ -53,28 +61,27 @@ class RedisPublisher:
         chunk: list[bytes] = []
         size = 0
         for message in messages:
-            commands = self._commands(message, message.envelope())
+            commands = self._commands(message)
             chunk += commands
             size += sum(map(len, commands))
             if size > _CHUNK_BYTES:
-                self._send(chunk)
+                self._send(self._take(), chunk)
                 chunk, size = [], 0
         if chunk:
-            self._send(chunk)
+            self._send(self._take(), chunk)
 
     def close(self) -> None:
         """Close idle connections. Idempotent; the publisher can be used again."""
         self._pool.close()
-        self._bound.clear()
 
     # ------------------------------------------------------------------ where to
 
-    def _commands(self, message: Any, envelope: bytes) -> list[bytes]:
+    def _commands(self, message: Any) -> list[bytes]:
         """The packed commands that deliver one message."""
-        queue, exchange = message.queue, message.exchange
-        if exchange:
+        envelope = message.envelope()
+        if message.exchange:
             return self._through_exchange(message, envelope)
-        target = queue or message.routing_key
+        target = message.queue or message.routing_key
         push = pack(("LPUSH", self._key(target, message.priority), envelope))
         if target in self._bound:
             return [push]
@@ -123,10 +130,15 @@ class RedisPublisher:
             self._bindings[exchange] = now, members
         return self._layout.bound_queues(members, kind, routing_key)
 
-    def _send(self, commands: list[bytes]) -> None:
+    def _take(self) -> Connection:
+        connection = self._pool.take()
+        if self._opened != self._pool.opened:  # a server that was restarted may have been emptied
+            self._opened = self._pool.opened
+            self._bound.clear()
+        return connection
+
+    def _send(self, connection: Connection, commands: list[bytes]) -> None:
         """Write all, then read all replies."""
-        pool = self._pool
-        connection = pool.take()
         error = None
         try:
             connection.send(b"".join(commands))
@@ -136,8 +148,7 @@ class RedisPublisher:
                     error = reply
         except BaseException:  # time limits of the calling task too: a reply is outstanding
             connection.close()
-            self._bound.clear()  # the server may have been emptied meanwhile
             raise
-        pool.give(connection)
+        self._pool.give(connection)
         if error is not None:
-            raise error.explain(pool.server)
+            raise error.explain(self._pool.server)

@@ -9,12 +9,14 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from kernel_result_redis.connection import Connection, ReplyError, pack
+from kernel_result_redis.connection import Connection, pack
+from kernel_result_redis.errors import ReplyError
 from kernel_worker.types import Delivery, Settlement, Verdict
 
 from . import scripts
 from .layout import Layout
 
+_FAR = 1e11  # the year 5138
 _LETTERS = {Verdict.ACK: "A", Verdict.REQUEUE: "Q", Verdict.DELAY: "D", Verdict.DEAD: "X"}
 
 
@@ -70,7 +72,8 @@ def _serial(settlement: Settlement) -> int:
 
 def _extra(settlement: Settlement) -> str:
     if settlement.verdict is Verdict.DELAY:
-        return f"{settlement.until:.6f}"
+        due = settlement.until if settlement.until < _FAR else _FAR  # NaN as well: a time that never comes
+        return f"{due:.6f}"
     if settlement.verdict is Verdict.DEAD:
         return json.dumps(settlement.reason)
     return ""

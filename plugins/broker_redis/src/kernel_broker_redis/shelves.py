@@ -6,7 +6,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from kernel_result_redis.connection import Connection, ReplyError
+from kernel_result_redis.connection import Connection
+from kernel_result_redis.errors import ReplyError
 from kernel_worker.errors import BrokerRefused
 from kernel_worker.types import DeadLetter, QueueInfo, QueueSpec
 

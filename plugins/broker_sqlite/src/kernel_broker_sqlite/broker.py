@@ -25,10 +25,11 @@ from kernel_worker.drivers import Broker, BrokerContext
 from kernel_worker.errors import BrokerRefused, BrokerUnavailable, ConfigError
 from kernel_worker.types import BrokerCapability, DeadLetter, Delivery, QueueInfo, QueueSpec, Settlement
 
-from . import queues, reserving, settling
+from . import reserving, settling
 from .broadcast import Listener, say
 from .envelope import read_envelope
 from .leases import Lease
+from .queues import bind, count, newest_dead, purge_some
 from .schema import SCHEMA, append
 
 LONGEST_SWEEP_S = 1.0
@@ -52,7 +53,17 @@ class SqliteBroker(Broker):
     :raises ConfigError: the URL names no file.
     """
 
-    capabilities: ClassVar[frozenset[BrokerCapability]] = frozenset(BrokerCapability)
+    capabilities: ClassVar[frozenset[BrokerCapability]] = frozenset(
+        {
+            BrokerCapability.DELAY,
+            BrokerCapability.PRIORITY,
+            BrokerCapability.LEASE,
+            BrokerCapability.DEAD_LETTER,
+            BrokerCapability.BROADCAST,
+            BrokerCapability.ATTEMPTS,
+            BrokerCapability.BATCH_FETCH,
+        }
+    )
 
     def __init__(self, context: BrokerContext) -> None:
         super().__init__(context)
@@ -88,13 +99,13 @@ class SqliteBroker(Broker):
         self._next_sweep = 0.0
         self._connected = True
 
-    def declare(self, specs: Sequence[QueueSpec]) -> None:
+    def declare(self, queues: Sequence[QueueSpec]) -> None:
         """Write the bindings down, for publishers that name an exchange.
 
         :raises BrokerRefused: an exchange is not direct.
         """
         with self._ready():
-            self._other.write(lambda connection: queues.bind(connection, specs))
+            self._other.write(lambda connection: bind(connection, queues))
 
     # -- fetching
 
@@ -131,15 +142,15 @@ class SqliteBroker(Broker):
     def _reserve(self, limit: int, is_due: bool) -> list[Delivery]:
         reservation = secrets.randbits(62)
         self._turn += 1
-        turn = self._turn % len(self._queues)
-        order = self._queues[turn:] + self._queues[:turn]
+        turn = self._turn % max(1, len(self._queues))
+        queues = self._queues[turn:] + self._queues[:turn]
 
         def operation(connection: sqlite3.Connection) -> tuple[int, list[reserving.Taken]]:
             holder = self._lease.holder(connection)
             if is_due:
                 reserving.release_due(connection, time.time())
             largest = self.context.max_message_bytes
-            return holder, reserving.reserve(connection, reserving.Order(order, limit, holder, reservation, largest))
+            return holder, reserving.reserve(connection, reserving.Order(queues, limit, holder, reservation, largest))
 
         holder, taken = self._fetching.write(operation)
         return [_delivery(each, holder, reservation) for each in taken]
@@ -187,19 +198,19 @@ class SqliteBroker(Broker):
         """Delete the waiting and parked messages of a queue, in several transactions; how many."""
         total = 0
         with self._ready():
-            while deleted := self._other.write(lambda connection: queues.purge_some(connection, queue)):
+            while deleted := self._other.write(lambda connection: purge_some(connection, queue)):
                 total += deleted
         return total
 
     def size(self, queue: str) -> QueueInfo:
         """Count the messages of a queue, all four numbers of one moment."""
         with self._ready():
-            return self._other.read(lambda connection: queues.count(connection, queue))
+            return self._other.read(lambda connection: count(connection, queue))
 
     def dead_letters(self, queue: str, limit: int = 100) -> list[DeadLetter]:
         """The newest dead letters of a queue, newest first."""
         with self._ready():
-            return self._other.read(lambda connection: queues.newest_dead(connection, queue, limit))
+            return self._other.read(lambda connection: newest_dead(connection, queue, limit))
 
     def broadcast(self, channel: str, body: bytes) -> None:
         """Tell all who listen on a channel. Nothing is kept for who does not listen."""

@@ -34,5 +34,11 @@ class PreforkPool(Pool):
     runtime: ClassVar[str] = "kernel_worker.executor:BlockingRuntime"
     spawner: ClassVar[str] = "kernel_pool_prefork.spawner:ForkServerSpawner"
 
+    @classmethod
+    def prestart(cls) -> object:
+        from .spawner import start_interpreter
+
+        return start_interpreter()
+
     def layout(self, concurrency: int) -> Layout:
         return Layout(processes=concurrency, slots=1)

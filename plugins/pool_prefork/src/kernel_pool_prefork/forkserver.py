@@ -55,11 +55,11 @@ class ForkServer:
         gc.collect()
         gc.freeze()
         while True:
-            ready, _, _ = select.select([self._channel.sock, self._exit_r], [], [])
+            ready, _, _ = select.select([self._channel.fileno(), self._exit_r], [], [])
             if self._exit_r in ready:
                 self._drain_exits()
             self._reap()
-            if self._channel.sock in ready and not self._read():
+            if self._channel.fileno() in ready and not self._read():
                 return
 
     def _read(self) -> bool:
@@ -108,7 +108,9 @@ class ForkServer:
             os.close(self._exit_w)
             die_with_parent()
             runtime = import_string(self._hello["runtime"])()
-            become_executor(Channel(socket.socket(fileno=sock_fd)), Board(board_fd, slots), runtime, self._app, self._hello)
+            become_executor(
+                Channel(socket.socket(fileno=sock_fd)), Board(board_fd, slots), runtime, self._app, self._hello
+            )
             code = 0
         except ChannelClosed:
             pass

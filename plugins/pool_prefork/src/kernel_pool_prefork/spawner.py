@@ -13,6 +13,18 @@ from kernel_worker.spawn import Birth, SpawnEvents, Spawner, hello_frame, python
 from kernel_worker.wire import Channel, ChannelClosed, Frame, pack_json
 
 
+def start_interpreter() -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """Start a fork server; it waits for HELLO on the socket, and ends when the socket is closed."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        process = subprocess.Popen(
+            python_command("kernel_pool_prefork.forkserver:process_main", theirs.fileno()),
+            pass_fds=(theirs.fileno(),),
+            stdin=subprocess.DEVNULL,
+        )
+    return process, ours
+
+
 class ForkServerSpawner(Spawner):
     """Executors are forked by a process that was exec'ed for nothing else.
 
@@ -31,17 +43,11 @@ class ForkServerSpawner(Spawner):
         self._stopping = False
 
     def start(self) -> None:
-        ours, theirs = socket.socketpair()
-        ours.setblocking(True)
-        self._process = subprocess.Popen(
-            python_command("kernel_pool_prefork.forkserver:process_main", theirs.fileno()),
-            pass_fds=(theirs.fileno(),),
-            stdin=subprocess.DEVNULL,
-        )
-        theirs.close()
-        self._channel = Channel(ours)
+        self._process, sock = self.prestarted or start_interpreter()
+        self.prestarted = None
+        self._channel = Channel(sock)
         self._channel.send(hello_frame(self.hello))
-        self.loop.add_reader(ours, self._read)
+        self.loop.add_reader(sock, self._read)
         watch_exit(self.loop, self._process, self._server_exited, self._process)
 
     def spawn(self, birth: Birth) -> None:

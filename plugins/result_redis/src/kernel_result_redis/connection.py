@@ -5,10 +5,6 @@ the rest of an idle worker, and its connections reconnect and retry by themselve
 
 Not thread-safe: whoever uses a connection owns it. Any error in the middle of a call closes it, an exception
 raised from outside included (time limits), so that no reply is ever read by the wrong caller.
-
-    RedisUnavailable  (ConnectionError)   not reachable now, or lost: try again later
-    RedisRefused      (ConnectionError)   reached, and it said no: wrong password, missing rights, too old
-    ReplyError                            one command failed; the connection is fine
 """
 
 from __future__ import annotations
@@ -22,6 +18,8 @@ from typing import Any
 
 import hiredis
 
+from .dialling import dial
+from .errors import RedisRefused, RedisUnavailable, ReplyError
 from .server import Server
 
 _BUFFER = 65536
@@ -29,56 +27,6 @@ _TLS_S = 0.02  # patience with a readable TLS socket: what arrived may be no dat
 _MORE = object()  # what the parser gives while a reply is not complete
 pack: Callable[[tuple[Any, ...]], bytes] = hiredis.pack_command
 """One command, a tuple of str, bytes, int and float, as the server reads it."""
-_AWAY = ("BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS", "OOM", "READONLY", "TRYAGAIN")
-_REFUSED = ("ASK", "CROSSSLOT", "DENIED", "MOVED", "NOAUTH", "NOPERM", "NOPROTO", "WRONGPASS", "WRONGTYPE")
-# Redis 6.2 wraps the code of an error inside a script into other text, so it is searched for
-_CODE = re.compile(r"\b(" + "|".join(_AWAY + _REFUSED) + r")\b")
-_HINTS = {
-    "ASK": "Redis Cluster is not supported: use a server without cluster mode",
-    "DENIED": "the server is in protected mode: give it a password, or let it listen on loopback only",
-    "MOVED": "Redis Cluster is not supported: use a server without cluster mode",
-    "NOAUTH": "put the password into the URL: redis://:password@host:6379/0",
-    "NOPERM": "grant the user the commands and keys it needs",
-    "OOM": "raise maxmemory of the server, or empty queues and results",
-    "READONLY": "the server is a replica: the URL must lead to the primary",
-    "WRONGPASS": "check user name and password in the URL",
-    "WRONGTYPE": "another program uses this key: choose another queue name, database or global_keyprefix",
-}
-
-
-class RedisUnavailable(ConnectionError):
-    """The server cannot be reached, the connection is lost, or it cannot work now."""
-
-    def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.hint = hint
-
-
-class RedisRefused(ConnectionError):
-    """The server was reached and said no. `hint` says how to mend it."""
-
-    def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.hint = hint
-
-
-class ReplyError(Exception):
-    """The server answered one command with an error."""
-
-    @property
-    def code(self) -> str:
-        """The word that names the kind of error: OOM, NOSCRIPT, ERR …"""
-        text = str(self)[:300]
-        found = _CODE.search(text)
-        return found.group(1) if found else text.partition(" ")[0]
-
-    def explain(self, server: Server) -> RedisUnavailable | RedisRefused:
-        """The same as an error for the caller's caller."""
-        text = str(self)[:300]
-        message = f"{server}: {text}"
-        if self.code in _AWAY or "max number of clients" in text:
-            return RedisUnavailable(message, _HINTS.get(self.code, ""))
-        return RedisRefused(message, _HINTS.get(self.code, ""))
 
 
 class Connection:
@@ -107,7 +55,7 @@ class Connection:
         :raises RedisUnavailable: no connection within `server.connect_timeout` seconds.
         :raises RedisRefused: wrong credentials, no RESP3, no such database, unverifiable certificate.
         """
-        connection = cls(server, _dial(server))
+        connection = cls(server, dial(server))
         try:
             connection._greet(name)
         except ReplyError as error:
@@ -305,62 +253,6 @@ def _poll_of(sock: socket.socket) -> select.poll | None:
     poll = select.poll()
     poll.register(sock, select.POLLIN)
     return poll
-
-
-def _dial(server: Server) -> socket.socket:
-    """A connected socket, within the connect timeout over all addresses of the host."""
-    deadline = time.monotonic() + server.connect_timeout
-    try:
-        if server.path:
-            return _connect(socket.AF_UNIX, server.path, server, deadline)
-        error: OSError = OSError("the host has no address")
-        for family, _, _, _, address in socket.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM):
-            try:
-                return _connect(family, address, server, deadline)
-            except OSError as failed:
-                error = failed
-        raise error
-    except OSError as failed:
-        raise _explain_dialling(failed, server) from None
-
-
-def _explain_dialling(error: OSError, server: Server) -> RedisUnavailable | RedisRefused:
-    if type(error).__name__ == "SSLCertVerificationError":
-        reason = getattr(error, "verify_message", "") or error.strerror
-        return RedisRefused(
-            f"{server}: the server's certificate cannot be verified: {reason}",
-            "give the authority with ?ssl_ca_certs=/path/to/ca.pem",
-        )
-    if isinstance(error, TimeoutError):
-        return RedisUnavailable(f"{server}: no connection within {server.connect_timeout:g} s")
-    return RedisUnavailable(f"{server}: {error.strerror or error}")
-
-
-def _connect(family: int, address: Any, server: Server, deadline: float) -> socket.socket:
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.settimeout(max(0.01, deadline - time.monotonic()))
-        if family != socket.AF_UNIX:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            _keep_alive(sock, server)
-        sock.connect(address)
-        if server.tls is not None:
-            sock = server.tls.context().wrap_socket(sock, server_hostname=server.host)
-        return sock
-    except BaseException:
-        sock.close()
-        raise
-
-
-def _keep_alive(sock: socket.socket, server: Server) -> None:
-    """Have the system notice a dead peer after a minute, where nothing is sent meanwhile."""
-    if not server.keepalive:
-        return
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    options = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
-    chosen = {number: value for name, value in options.items() if (number := getattr(socket, name, None)) is not None}
-    for number, value in (chosen | dict(server.keepalive_options)).items():
-        sock.setsockopt(socket.IPPROTO_TCP, int(number), int(value))
 
 
 def _explain_greeting(error: ReplyError, server: Server) -> RedisUnavailable | RedisRefused:

@@ -9,7 +9,8 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
-from .connection import Connection, ReplyError
+from .connection import Connection
+from .errors import ReplyError
 from .server import Server
 
 _FRESH_S = 0.1  # used so recently, a connection is not looked at before it is lent again: that costs 10 µs
@@ -25,6 +26,7 @@ class Pool:
 
     def __init__(self, server: Server, keep: int = 10, name: str = "") -> None:
         self.server = server
+        self.opened = 0  # how many connections were ever opened
         self._name = name
         self._idle: deque[tuple[Connection, float]] = deque(maxlen=max(1, keep))
         self._pid = os.getpid()
@@ -37,7 +39,9 @@ class Pool:
             try:
                 connection, given_at = self._idle.pop()
             except IndexError:
-                return Connection.open(self.server, self._name)
+                connection = Connection.open(self.server, self._name)
+                self.opened += 1
+                return connection
             if time.monotonic() - given_at < _FRESH_S or connection.is_idle():
                 return connection
             connection.close()

@@ -8,23 +8,25 @@ Any thread, any greenlet; after a fork the child opens connections of its own.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from .connection import Connection, RedisUnavailable, ReplyError, pack
+from .connection import Connection, pack
+from .errors import RedisUnavailable, ReplyError
 from .pool import Pool
 from .script import Script
 from .server import Server, parse
 
-_CHECK_S = 5.0  # a waiting connection is asked so often whether it is alive, and the key whether it is there
+_CHECK_S = 5.0  # after such a silence the key is read again: shows a dead link, and a push that was lost
 _RETRY_S = (0.05, 1.0)  # pauses between attempts to connect while waiting, growing
 _PATIENCE_S = 20.0  # without a time-out, waiting ends when the server was away for so long
 _CHUNK = 1000  # results stored by one call of the script
 _WAITERS = 32  # idle subscriber connections kept
 
-_STORE = Script("store", (Path(__file__).parent / "store.lua").read_text("utf-8"))
+with open(os.path.join(os.path.dirname(__file__), "store.lua"), encoding="utf-8") as _file:
+    _STORE = Script("store", _file.read())
 
 
 class RedisResults:
@@ -103,11 +105,12 @@ class RedisResults:
         self, connection: Connection, key: bytes, deadline: float | None, is_final: Callable[[bytes], bool]
     ) -> bytes | None:
         """Subscribe, then read: what is stored in between is published to us. Leaves no subscription."""
+        check_s = min(_CHECK_S, connection.server.timeout)
         try:
             connection.send(pack(("SUBSCRIBE", key)) + pack(("GET", key)))
             meta: bytes | None = _answer(connection)
             while meta is None or not is_final(meta):
-                left = _CHECK_S if deadline is None else min(_CHECK_S, deadline - time.monotonic())
+                left = check_s if deadline is None else min(check_s, deadline - time.monotonic())
                 if left <= 0:
                     meta = None
                     break

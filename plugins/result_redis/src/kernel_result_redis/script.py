@@ -6,7 +6,8 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from .connection import Connection, RedisUnavailable, ReplyError, pack
+from .connection import Connection, pack
+from .errors import RedisUnavailable, ReplyError
 
 
 class Script:

@@ -29,16 +29,18 @@ OLDEST_SQLITE = (3, 24)
 """Has UPSERT; the oldest that Python 3.11 is packaged with is 3.26."""
 PATIENCE_S = 5.0
 """How long a call goes on trying while another process holds the file."""
-CHECKPOINT_PAGES = 4000
-"""Log size (16 MB) at which a commit copies the log into the file. Larger means fewer flushes to disk, which
-is what a publish waits for; smaller means less to look through for readers."""
-LOG_LIMIT_BYTES = 2 * 4096 * CHECKPOINT_PAGES
-"""Under constant load there is always something that the last checkpoint has not copied, so the log would never
-start over. From this size on, a writer keeps the others out until all is copied."""
+LOG_BYTES = 16 * 1024 * 1024
+"""Size from which on the log is copied into the file and started over. Larger means fewer flushes to disk, which
+are what a publish waits for; smaller means less to look through for readers.
+
+Not left to SQLite's automatic checkpoints: those only start the log over when nobody has written since. Under
+constant load somebody always has, so the log grows without end and each commit copies and flushes again."""
 LOG_CHECK_WRITES = 16
 """Transactions of one connection between two looks at the size of the log."""
 LOG_PATIENCE_MS = 200
-"""How long that writer waits for the others."""
+"""How long the one who does it waits for the others."""
+LOG_RETRY_S = (0.1, 5.0)
+"""Before it tries again, first and at last: somebody may be reading for long, and keep the log from being cut."""
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.0002, 0.005
 """Pauses between two tries at a locked file. A transaction takes some 0.1 to 2 ms."""
 
@@ -92,6 +94,8 @@ class Database:
         self._gate = gate or nullcontext()
         self._handle = _Handle()
         self._writes = 0
+        self._next_cut = 0.0  # time.monotonic()
+        self._cut_pause_s = LOG_RETRY_S[0]
 
     def read(self, operation: Operation[T]) -> T:
         """Call `operation` with the connection; again from its start while the file is locked."""
@@ -109,8 +113,8 @@ class Database:
             value = operation(connection)
             connection.execute("COMMIT")
             self._writes += 1
-            if not self._writes % LOG_CHECK_WRITES:
-                _cut_log(connection, self.location.path)
+            if self._writes % LOG_CHECK_WRITES == 1:
+                self._cut_log(connection)
             return value
 
         return self._persevere(transaction, self._gate)
@@ -206,13 +210,27 @@ class Database:
             raise FileRefused(f"{path} cannot have a write-ahead log here", "use a local disk, not a network folder")
         for pragma in (
             f"synchronous = {self.location.synchronous}",
-            f"wal_autocheckpoint = {CHECKPOINT_PAGES}",
+            "wal_autocheckpoint = 0",
             "secure_delete = OFF",  # some builds overwrite what is deleted, which doubles the writing
             "temp_store = MEMORY",
             "trusted_schema = OFF",
         ):
             connection.execute(f"PRAGMA {pragma}").fetchall()
         self._create_tables(connection)
+
+    def _cut_log(self, connection: sqlite3.Connection) -> None:
+        """Make a log that has grown long start over, keeping other writers out meanwhile: some 20 to 50 ms."""
+        now = time.monotonic()
+        try:
+            if now < self._next_cut or os.stat(self.location.path + "-wal").st_size < LOG_BYTES:
+                return
+            connection.execute(f"PRAGMA busy_timeout = {LOG_PATIENCE_MS}")
+            was_busy, *_ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            connection.execute("PRAGMA busy_timeout = 0")
+            self._cut_pause_s = min(2 * self._cut_pause_s, LOG_RETRY_S[1]) if was_busy else LOG_RETRY_S[0]
+            self._next_cut = now + self._cut_pause_s
+        except (OSError, sqlite3.Error):
+            pass  # the transaction before it is committed; if the file is in trouble, the next one will say so
 
     def _create_tables(self, connection: sqlite3.Connection) -> None:
         known = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?"
@@ -227,17 +245,6 @@ class Database:
 
 def _data_version(connection: sqlite3.Connection) -> int:
     return int(connection.execute("PRAGMA data_version").fetchone()[0])
-
-
-def _cut_log(connection: sqlite3.Connection, path: str) -> None:
-    """Make an overgrown log start over."""
-    try:
-        if os.stat(path + "-wal").st_size > LOG_LIMIT_BYTES:
-            connection.execute(f"PRAGMA busy_timeout = {LOG_PATIENCE_MS}")
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()  # says in its row whether it could
-            connection.execute("PRAGMA busy_timeout = 0")
-    except (OSError, sqlite3.Error):
-        pass  # the transaction before it is committed; if the file is in trouble, the next one will say so
 
 
 def _roll_back(handle: _Handle) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .location import parse_url
-from .watch import Watch
+from .watch import WatchPool
 
 if TYPE_CHECKING:
     import sqlite3
@@ -68,6 +68,7 @@ class SqliteResults:
     def __init__(self, url: str, settings: Mapping[str, Any]) -> None:
         self._location = parse_url(url)
         self._opened: Database | None = None
+        self._watches = WatchPool(self._location.path)
         self._next_expiry = 0.0  # time.monotonic()
 
     def store(self, results: Sequence[Result]) -> None:
@@ -103,25 +104,21 @@ class SqliteResults:
         database = self._database()
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         began = time.monotonic()
-        watch: Watch | None = None
-        try:
+        looked = False
+        with self._watches.borrow() as watch:
             while True:
                 seen = database.version()
                 meta = self.fetch(task_id)
                 if meta is not None and is_final(meta):
                     return meta
-                if watch is None:
-                    watch = Watch(self._location.path)
-                else:
+                if looked:
                     watch.rest(time.monotonic() - began, deadline - time.monotonic())
+                looked = True
                 while database.version() == seen:
                     now = time.monotonic()
                     if now >= deadline:
                         return None
                     watch.wait(now - began, deadline - now)
-        finally:
-            if watch is not None:
-                watch.close()
 
     def forget(self, task_id: str) -> None:
         """Delete what is stored of a task; nothing happens if there is nothing."""
@@ -131,6 +128,7 @@ class SqliteResults:
         """Close the connection. Idempotent; the next call opens it again."""
         if self._opened is not None:
             self._opened.close()
+        self._watches.close()
 
     def _database(self) -> Database:
         database = self._opened

@@ -8,12 +8,16 @@ looking, at intervals that grow with the time in which nothing happened.
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import struct
 import sys
 import threading
 import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 LONGEST_PAUSE_S = 0.1
 """Between two looks when hints are expected."""
@@ -36,12 +40,13 @@ class Watch:
 
     :param path: of the database, which has been opened before, so that its log exists.
     :param can_wake: whether `wake` is going to be called; it takes two descriptors.
+    :param blind: do without hints.
     """
 
-    def __init__(self, path: str, *, can_wake: bool = False) -> None:
+    def __init__(self, path: str, *, can_wake: bool = False, blind: bool = False) -> None:
         self._log = os.fsencode(path) + b"-wal"
         self._hints: int | None = None
-        self._next_try = 0.0
+        self._next_try = math.inf if blind else 0.0
         self._hinted_at = time.monotonic()
         self._closing = threading.Lock()
         self._pipe: tuple[int, int] | None = os.pipe() if can_wake else None
@@ -126,6 +131,46 @@ class Watch:
         if self._hints is not None:
             os.close(self._hints)
             self._hints = None
+
+
+class WatchPool:
+    """Watches of one file to borrow, for threads that wait now and then. After a fork the child has its own.
+
+    They are kept, because the system takes some 15 ms to end one. Who comes when all are borrowed waits blind.
+    """
+
+    def __init__(self, path: str, most: int = 4) -> None:
+        self._path = path
+        self._most = most
+        self._pid = os.getpid()
+        self._free: deque[Watch | None] = deque([None] * most)  # None: may be made
+
+    @contextmanager
+    def borrow(self) -> Iterator[Watch]:
+        """A watch for one thread, until the block ends."""
+        if self._pid != os.getpid():
+            # Reading the hints of a descriptor shared with the parent would take them from it.
+            self._pid = os.getpid()
+            self.close()
+            self._free = deque([None] * self._most)
+        free = self._free
+        try:
+            watch = free.pop() or Watch(self._path)
+        except IndexError:
+            yield Watch(self._path, blind=True)
+            return
+        try:
+            yield watch
+        finally:
+            free.append(watch)
+
+    def close(self) -> None:
+        """End the watches that nobody has borrowed. Idempotent; new ones are made when needed."""
+        for _ in range(len(self._free)):
+            watch = self._free.popleft()
+            if watch is not None:
+                watch.close()
+            self._free.append(None)
 
 
 def _pause(quiet_s: float, longest_s: float) -> float:

@@ -22,7 +22,7 @@ from kernel_worker import (
     Verdict,
 )
 
-from .folder import LEASE, Folder, Name, listed, move, quoted, stamped
+from .folder import Folder, Name, listed, move, quoted, stamped
 
 POLL_S = 0.02
 """A folder tells nobody what is new in it: a waiting `fetch` looks this often."""
@@ -58,7 +58,7 @@ class @Name@Broker(Broker):
 
     def connect(self) -> None:
         try:
-            self._hold()
+            self._folder.hold(self._mine, self.context.lease_s)
         except OSError as error:
             raise BrokerUnavailable(f"{self._folder.root}: {error.strerror}") from error
 
@@ -89,7 +89,7 @@ class @Name@Broker(Broker):
                 self._bury(held, queue, counted, settlement.reason)
 
     def renew(self, held: Sequence[Delivery]) -> None:
-        self._hold()
+        self._folder.hold(self._mine, self.context.lease_s)
 
     def interrupt(self) -> None:
         self._interrupted.set()
@@ -117,11 +117,6 @@ class @Name@Broker(Broker):
     def close(self) -> None:
         self._folder.give_back(self._mine)
 
-    def _hold(self) -> None:
-        """Make or renew the lease; after the folder was lost, in a new one."""
-        self._mine.mkdir(parents=True, exist_ok=True)
-        (self._mine / LEASE).write_text(str(self.context.lease_s))
-
     def _reserve(self, limit: int) -> list[Delivery]:
         if time.monotonic() >= self._reclaim_at:
             self._reclaim_at = time.monotonic() + min(1.0, self.context.lease_s / 5)
@@ -131,7 +126,7 @@ class @Name@Broker(Broker):
             self._folder.unpark(queue)
             waiting = listed(self._folder.queue(queue, "waiting"))
             if waiting:
-                self._hold()  # what is reserved without a lease would be given away at once
+                self.renew(())  # what is reserved without a lease would be given away at once
             for text in waiting:
                 if len(got) == limit:
                     break

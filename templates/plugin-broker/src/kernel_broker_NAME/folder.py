@@ -86,14 +86,24 @@ class Folder:
                 return
             move(parked / text, self.queue(queue, "waiting") / name)
 
+    def hold(self, holder: Path, lease_s: float) -> None:
+        """Make or renew a holder's lease; after the folder was lost, in a new one."""
+        try:
+            os.utime(holder / LEASE)
+        except FileNotFoundError:
+            holder.mkdir(parents=True, exist_ok=True)
+            fresh = holder / f"{LEASE}.new"  # a lease is whole or not there: a kill may come at any moment
+            fresh.write_text(str(lease_s))
+            fresh.rename(holder / LEASE)
+
     def reclaim(self) -> None:
         """Give back what holders hold that stopped renewing; that counts as an attempt."""
         for holder in sorted(self.root.glob("held/*/")):
             try:
                 lease = holder / LEASE
                 expired = lease.stat().st_mtime + float(lease.read_text()) < time.time()
-            except (FileNotFoundError, ValueError):
-                continue  # gone, or being made: nothing is held before the lease is written
+            except FileNotFoundError:
+                continue  # gone, or being made: nothing is held before there is a lease
             # Renamed first: a holder that wakes up now finds nothing, and reserves into a new folder.
             taken = holder.with_name(f"lost-{uuid.uuid4().hex}")
             if expired and move(holder, taken):

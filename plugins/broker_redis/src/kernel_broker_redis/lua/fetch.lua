@@ -53,14 +53,26 @@ local function unpark(queue)
   end
 end
 
--- Too large to be handed out: kept where a person finds it, without crossing the network.
+-- Too large to be handed out: kept where a person finds it, without crossing the network. Where that fails
+-- (keys of another type) the message goes back and nothing more is popped.
 local buried = {}
-local function bury(queue, raw, id)
-  call('HSET', prefix .. 'kw.dead.msg:' .. queue, id, raw)
-  call('HSET', prefix .. 'kw.dead.info:' .. queue, id, string.format(
+local function bury(queue, step, raw, id)
+  local info = string.format(
     '{"reason": "message of %d bytes is larger than the limit of %d bytes", "died_at": %s, "attempts": 0}',
-    #raw, max_bytes, stamp))
-  call('ZADD', prefix .. 'kw.dead:' .. queue, stamp, id)
+    #raw, max_bytes, stamp)
+  for _, command in ipairs({
+    {'HSET', prefix .. 'kw.dead.msg:' .. queue, id, raw},
+    {'HSET', prefix .. 'kw.dead.info:' .. queue, id, info},
+    {'ZADD', prefix .. 'kw.dead:' .. queue, stamp, id},
+  }) do
+    local reply = redis.pcall(unpack(command))
+    if type(reply) == 'table' and reply.err then
+      errors[#errors + 1] = reply.err
+      call('RPUSH', list_key(queue, step), raw)
+      limit = 0
+      return
+    end
+  end
   buried[#buried + 1] = queue
   buried[#buried + 1] = #raw
 end
@@ -76,7 +88,7 @@ local function reserve(page, queue, step)
   for _, raw in ipairs(page) do
     bytes = bytes + #raw
     if #raw > max_bytes then
-      bury(queue, raw, redis.sha1hex(head .. serial .. '.' .. #buried))
+      bury(queue, step, raw, redis.sha1hex(head .. serial .. '.' .. #buried))
     else
       local tag = head .. serial .. tail
       entries[n + 1], entries[n + 2] = tag, '[' .. raw .. suffix
@@ -118,7 +130,7 @@ local function pop(queue_index, queue, step)
     local kept, count = reserve(page, queue, step)
     if count > 0 then
       groups[#groups + 1] = {queue_index, step, first, kept}
-      limit = limit - count
+      limit = math.max(0, limit - count)
     end
     if #page < want then
       return

@@ -1,0 +1,228 @@
+"""What clients do: functions that run in a process of their own, on an application that knows only names.
+
+Each takes the application first, of either kind: the two libraries are called in the same words. What they return is
+plain data, so that the test's process needs neither.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+WAIT_S = 20.0
+
+
+class Answer(NamedTuple):
+    """What became of a call, as the client's own `AsyncResult` tells it."""
+
+    state: str
+    value: Any
+    """What the task returned."""
+    error: str
+    """Module and name of the class that `get` raised; "" if it returned."""
+    args: tuple[Any, ...]
+    """Arguments of that exception."""
+    traceback: str | None
+    id: str
+
+
+class Painted:
+    """Knows how to become JSON."""
+
+    def __json__(self) -> Any:
+        return {"colour": "red"}
+
+
+def call(
+    app: Any, task: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Any
+) -> Answer:
+    """Send and wait."""
+    return answer(app.send_task(task, args, kwargs, **options))
+
+
+def send(
+    app: Any, task: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Any
+) -> str:
+    """Send, and return the id."""
+    return str(app.send_task(task, args, kwargs, **options).id)
+
+
+def send_many(app: Any, task: str, calls: Sequence[Sequence[Any]], **options: Any) -> list[str]:
+    """Send one after the other; the ids."""
+    return [send(app, task, args, **options) for args in calls]
+
+
+def wait(app: Any, task_id: str, within_s: float = WAIT_S) -> Answer:
+    """Wait for a task sent earlier."""
+    return answer(app.AsyncResult(task_id), within_s)
+
+
+def wait_many(app: Any, task_ids: Sequence[str]) -> list[Answer]:
+    """Wait for several."""
+    return [wait(app, task_id) for task_id in task_ids]
+
+
+def answer(result: Any, within_s: float = WAIT_S) -> Answer:
+    """Wait for a result and describe it."""
+    try:
+        value = result.get(timeout=within_s)
+    except Exception as error:
+        if result.state not in ("FAILURE", "REVOKED"):
+            raise  # no result in time
+        name = f"{type(error).__module__}.{type(error).__qualname__}"
+        return Answer(result.state, None, name, error.args, result.traceback, result.id)
+    return Answer(result.state, value, "", (), result.traceback, result.id)
+
+
+def states(app: Any, task: str, args: Sequence[Any], **options: Any) -> list[tuple[str, str]]:
+    """The states a task goes through, each with what the result says meanwhile, seen by asking again and again."""
+    result = app.send_task(task, args, **options)
+    seen: list[tuple[str, str]] = []
+    deadline = time.monotonic() + WAIT_S
+    while time.monotonic() < deadline:
+        again = app.AsyncResult(result.id)
+        state, info = again.state, again.info
+        entry = (state, type(info).__name__ if isinstance(info, Exception) else repr(info))
+        if entry not in seen and again.state == state:
+            seen.append(entry)
+        if state in ("SUCCESS", "FAILURE", "REVOKED"):
+            return seen
+        time.sleep(0.005)
+    return seen
+
+
+def look(app: Any, task_id: str, *names: str) -> list[Any]:
+    """Attributes of a result."""
+    result = app.AsyncResult(task_id)
+    return [getattr(result, name) for name in names]
+
+
+def children(app: Any, task_id: str) -> list[Answer]:
+    """What became of the tasks that a task sent."""
+    return [answer(child) for child in app.AsyncResult(task_id).children]
+
+
+def forget(app: Any, task_id: str) -> str:
+    """Delete a result; the state afterwards."""
+    app.AsyncResult(task_id).forget()
+    return str(app.AsyncResult(task_id).state)
+
+
+def refusal(app: Any, function: Callable[..., Any], *args: Any, **options: Any) -> tuple[str, str]:
+    """Class and text of what another function of this module raises."""
+    try:
+        function(app, *args, **options)
+    except Exception as error:
+        return type(error).__name__, str(error)
+    return "", ""
+
+
+def linked(
+    app: Any, task: str, args: Sequence[Any], link: str, link_args: Sequence[Any], *, kind: str = "link", **more: Any
+) -> tuple[Answer, str]:
+    """Call a task with one link (or `kind="link_error"`); the answer, and the link's id."""
+    link_id = str(uuid.uuid4())
+    options = {"task_id": link_id}
+    signature = app.signature(link, args=list(link_args), options=options, immutable=more.pop("immutable", False))
+    return answer(app.send_task(task, args, **{kind: signature}, **more)), link_id
+
+
+# --------------------------------------------------------------------------- what only Celery's client has
+
+
+def _signature(app: Any, step: Sequence[Any], queue: str) -> Any:
+    """("add", 1, 2) as a signature; the first name "si add" makes it immutable."""
+    name, *args = step
+    immutable = name.startswith("si ")
+    task = f"compat.{name.removeprefix('si ')}"
+    return app.signature(task, args=args, immutable=immutable).set(queue=queue)
+
+
+def chain(
+    app: Any, steps: Sequence[Sequence[Any]], queue: str, stamps: Mapping[str, Any] | None = None
+) -> list[Answer]:
+    """Run a chain; the answers of its steps from first to last."""
+    from celery import chain as make_chain
+
+    made = make_chain(*(_signature(app, step, queue) for step in steps), app=app)
+    if stamps:
+        made.stamp(**stamps)
+    result = made.apply_async()
+    found = []
+    while result is not None:
+        found.append(result)
+        result = result.parent
+    return [answer(app.AsyncResult(each.id)) for each in reversed(found)]
+
+
+def chain_with_group(app: Any, first: Sequence[Any], members: Sequence[Sequence[Any]], queue: str) -> list[Answer]:
+    """A chain whose last step is a group; the answers of its members."""
+    from celery import chain as make_chain
+    from celery import group as make_group
+
+    made = make_group((_signature(app, member, queue) for member in members), app=app)
+    result = make_chain(_signature(app, first, queue), made, app=app).apply_async()
+    return [answer(member) for member in result.results]
+
+
+def group(app: Any, members: Sequence[Sequence[Any]], queue: str) -> tuple[list[Any], int]:
+    """Run a group; what `GroupResult.get` gives, and how many it counts as completed."""
+    from celery import group as make_group
+
+    result = make_group((_signature(app, member, queue) for member in members), app=app).apply_async()
+    values = result.get(timeout=WAIT_S)
+    return values, result.completed_count()
+
+
+def chord(app: Any, members: Sequence[Sequence[Any]], body: Sequence[Any], queue: str) -> Answer:
+    """Run a chord; the answer of its body."""
+    from celery import chord as make_chord
+
+    header = [_signature(app, member, queue) for member in members]
+    return answer(make_chord(header, app=app)(_signature(app, body, queue)))
+
+
+def chain_with_chord(app: Any, queue: str) -> Answer:
+    """A chain that becomes a chord on the way: a task, a group, a task; the answer of the last."""
+    from celery import chain as make_chain
+    from celery import group as make_group
+
+    steps = make_group((_signature(app, ("add", n), queue) for n in range(2)), app=app)
+    made = make_chain(_signature(app, ("add", 1), queue), steps, _signature(app, ("total",), queue), app=app)
+    return answer(made.apply_async())
+
+
+def chunks(app: Any, queue: str) -> Answer:
+    """`task.chunks`, of which Celery makes `celery.starmap`; the answer of the first chunk."""
+    from celery.canvas import xstarmap
+
+    made = xstarmap(app.signature("compat.add"), [(1, 2), (3, 4)], app=app)
+    return answer(made.apply_async(queue=queue))
+
+
+def through_topic(app: Any, exchange: str, keys: Sequence[str], task: str, calls: Sequence[Sequence[Any]]) -> list[str]:
+    """Send to a topic exchange, that only the worker has bound queues to."""
+    from kombu import Exchange
+
+    topic = Exchange(exchange, type="topic")
+    with app.producer_or_acquire() as producer:
+        return [
+            str(app.send_task(task, args, exchange=topic, routing_key=key, declare=[topic], producer=producer).id)
+            for key, args in zip(keys, calls, strict=True)
+        ]
+
+
+def loaded(app: Any) -> list[str]:
+    """Our packages in this process."""
+    import sys
+
+    return sorted({name.partition(".")[0] for name in sys.modules if name.startswith("kernel_")})
+def send_chain_with_chord(app: Any, queue: str) -> Any:
+    from celery import chain as make_chain
+    from celery import group as make_group
+
+    steps = make_group((_signature(app, ("add", n), queue) for n in range(2)), app=app)
+    made = make_chain(_signature(app, ("add", 1), queue), steps, _signature(app, ("total",), queue), app=app)
+    return made.apply_async().id
