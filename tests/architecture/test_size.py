@@ -6,9 +6,9 @@ import pytest
 
 from .source import CORE, code_lines
 
-AIM, CEILING = 1_500, 2_200
+AIM, CEILING = 1_500, 3_900
 OUTSIDE = {"config", "config_file", "options", "secret", "worker_options"}
-"""Rooms of the configuration; `cli` and `testing` are packages and not counted either."""
+"""Rooms of the configuration; `cli` and `testing` are packages and not counted either. See ADR 0010."""
 
 
 def test_kernel_is_small(capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,6 +49,11 @@ def send(
     return str(app.send_task(task, args, kwargs, **options).id)
 
 
+def send_object(app: Any, **options: Any) -> str:
+    """Send what nobody can write."""
+    return send(app, "compat.mirror", (object(),), **options)
+
+
 def send_many(app: Any, task: str, calls: Sequence[Sequence[Any]], **options: Any) -> list[str]:
     """Send one after the other; the ids."""
     return [send(app, task, args, **options) for args in calls]
@@ -207,11 +212,8 @@ def through_topic(app: Any, exchange: str, keys: Sequence[str], task: str, calls
     from kombu import Exchange
 
     topic = Exchange(exchange, type="topic")
-    with app.producer_or_acquire() as producer:
-        return [
-            str(app.send_task(task, args, exchange=topic, routing_key=key, declare=[topic], producer=producer).id)
-            for key, args in zip(keys, calls, strict=True)
-        ]
+    pairs = zip(keys, calls, strict=True)
+    return [send(app, task, args, exchange=topic, routing_key=key, declare=[topic]) for key, args in pairs]
 
 
 def loaded(app: Any) -> list[str]:
@@ -219,10 +221,3 @@ def loaded(app: Any) -> list[str]:
     import sys
 
     return sorted({name.partition(".")[0] for name in sys.modules if name.startswith("kernel_")})
-def send_chain_with_chord(app: Any, queue: str) -> Any:
-    from celery import chain as make_chain
-    from celery import group as make_group
-
-    steps = make_group((_signature(app, ("add", n), queue) for n in range(2)), app=app)
-    made = make_chain(_signature(app, ("add", 1), queue), steps, _signature(app, ("total",), queue), app=app)
-    return made.apply_async().id

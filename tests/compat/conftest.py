@@ -42,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def starting_celery(url: str, folder: Path) -> Iterator[CeleryWorker]:
     """The Celery worker, not necessarily ready: it takes a second, in which others may start, too."""
-    worker = CeleryWorker(folder, url, f"{QUEUES[CELERY]},{SHARED}", "-c", "2")
+    worker = CeleryWorker(folder, url, f"{QUEUES[CELERY]},{SHARED},{QUEUES[CELERY]}.news", "-c", "2")
     yield worker
     worker.kill()
     print(f"--- Celery worker:\n{worker.output}")
@@ -51,7 +51,7 @@ def starting_celery(url: str, folder: Path) -> Iterator[CeleryWorker]:
 @pytest.fixture(scope="session")
 def kw_worker(url: str, folder: Path, starting_celery: CeleryWorker) -> Iterator[WorkerProcess]:
     """`kw` with two executors."""
-    worker = start_kw(folder, url, f"{QUEUES[KW]},{SHARED}", "-c", "2")
+    worker = start_kw(folder, url, f"{QUEUES[KW]},{SHARED},{QUEUES[KW]}.news", "-c", "2")
     yield worker
     worker.kill()
     print(f"--- kw:\n{worker.output}")

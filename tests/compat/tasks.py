@@ -49,8 +49,14 @@ def settings() -> dict[str, Any]:
     """What the test wants of the worker's application: its queue is the default one, so that what tasks send stays
     with the worker."""
     url = os.environ["COMPAT_URL"]
+    queue = os.environ["COMPAT_QUEUE"]
+    queues = {
+        queue: {"exchange": queue, "exchange_type": "direct", "routing_key": queue},
+        f"{queue}.news": {"exchange": f"{queue}.topics", "exchange_type": "topic", "routing_key": "news.#"},
+    }
     wanted: dict[str, Any] = json.loads(os.environ.get("COMPAT_SETTINGS", "{}"))
-    return {"broker_url": url, "result_backend": url, "task_default_queue": os.environ["COMPAT_QUEUE"], **wanted}
+    urls = {"broker_url": url, "result_backend": url}
+    return {**urls, "task_default_queue": queue, "task_queues": queues, **wanted}
 
 
 def define(app: Any) -> None:
@@ -84,8 +90,18 @@ def _define_plain(app: Any) -> None:
 
     @app.task(name="compat.about", bind=True)
     def about(self: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        found = {name: getattr(self.request, name, None) for name in REQUEST}
-        return {**found, "args": list(args), "kwargs": kwargs, "delivery_info": dict(self.request.delivery_info)}
+        return _describe(self.request, args, kwargs)
+
+    @app.task(name="compat.about_again", bind=True)
+    def about_again(self: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        if not self.request.retries:
+            raise self.retry(countdown=0.1)
+        return _describe(self.request, args, kwargs)
+
+
+def _describe(request: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    found = {name: getattr(request, name, None) for name in REQUEST}
+    return {**found, "args": list(args), "kwargs": kwargs, "delivery_info": dict(request.delivery_info)}
 
 
 def _define_timed(app: Any) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-RUNS_AT_ONCE = 10  # a wrong driver mostly makes its test wait
+RUNS_AT_ONCE = 6  # a wrong driver mostly makes its test wait
 
 
 @dataclass(frozen=True)

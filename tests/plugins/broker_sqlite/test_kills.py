@@ -93,7 +93,7 @@ def test_kills_of_publishers_and_workers_lose_no_message(
     make_broker().close()
 
     running: list[BaseProcess] = []
-    for kill in range(24):
+    for kill in range(20):
         while len(running) < 4:
             kind = publish_on_and_on if len(running) % 2 else work_on_and_on
             running.append(start(kind, url, published if kind is publish_on_and_on else done, f"{kill}-{len(running)}"))
@@ -183,7 +183,7 @@ def test_broker_results_publishers_and_workers_share_one_busy_file(
             done.note(*names)
         worker.close()
 
-    publishers = [start(publish_on_and_on, url, published, f"p{n}", 1_500) for n in range(2)]
+    publishers = [start(publish_on_and_on, url, published, f"p{n}", 1_000) for n in range(2)]
     workers = [start(work, n) for n in range(2)]
     deadline = time.monotonic() + 40
     while any(process.is_alive() for process in publishers + workers) and time.monotonic() < deadline:
@@ -192,7 +192,7 @@ def test_broker_results_publishers_and_workers_share_one_busy_file(
 
     assert [process.exitcode for process in publishers + workers] == [0] * 4
     assert Counter(done.names()) == Counter(published.names())
-    assert rows(file, "kw_result") == len(published.names()) == 2 * (1_500 + 150 * 9)
+    assert rows(file, "kw_result") == len(published.names()) == 2 * (1_000 + 100 * 9)
     assert rows(file, "kw_message") == 0
     assert largest < 64 * 1024 * 1024
     assert broker.size("celery").waiting == 0

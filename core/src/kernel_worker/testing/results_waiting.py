@@ -141,12 +141,15 @@ class WaitingTests(ResultSuite, suite=True):
 
         with ThreadPoolExecutor(1) as pool:
             writing = pool.submit(write)
-            for n in range(50):
-                start.wait(15)
-                began = time.monotonic()
-                assert reader.wait(f"t{n}", 3.0, is_final) == task_meta(f"t{n}", result=n)
-                assert time.monotonic() - began < PROMPT_S
-            writing.result(15)
+            try:
+                for n in range(50):
+                    start.wait(15)
+                    began = time.monotonic()
+                    assert reader.wait(f"t{n}", 3.0, is_final) == task_meta(f"t{n}", result=n)
+                    assert time.monotonic() - began < PROMPT_S
+                writing.result(15)
+            finally:
+                start.abort()
 
     def test_two_hundred_waits_leave_nothing_behind(
         self, make_backend: MakeBackend, leftovers: Callable[[], int]

@@ -45,7 +45,9 @@ class ForkServer:
         self._children: dict[int, int] = {}
         self._fds: list[int] = []
         self._buffer = bytearray()
-        self._exit_r, self._exit_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC) if hasattr(os, "pipe2") else os.pipe()
+        self._exit_r, self._exit_w = os.pipe()
+        os.set_blocking(self._exit_r, False)
+        os.set_blocking(self._exit_w, False)  # a condition of set_wakeup_fd
         signal.set_wakeup_fd(self._exit_w, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
 
@@ -168,6 +170,9 @@ def process_main() -> None:
                 extra={"action": "threads_at_import"},
             )
         channel.send(loaded_frame(app))
+        # What the import has printed: else every child would print it again when it ends.
+        sys.stdout.flush()
+        sys.stderr.flush()
         ForkServer(channel, hello, app).run()
     except (ChannelClosed, OSError):
         pass  # the kernel process is gone

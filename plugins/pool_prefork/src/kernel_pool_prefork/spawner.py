@@ -81,7 +81,9 @@ class ForkServerSpawner(Spawner):
         try:
             frames = self._channel.receive(socket.MSG_DONTWAIT)
         except ChannelClosed:
-            self._drop_channel()
+            # It is about to be reported dead. Until then it stays the one that is asked: a second one started now
+            # would take over before the first one's executors were accounted for.
+            self.loop.remove(self._channel.sock)
             return
         for kind, payload in frames:
             value = json.loads(payload)

@@ -1,0 +1,92 @@
+"""The application of the fault tests, written into a test's folder: every run is noted in the ledger there."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from kernel_app import App
+from kernel_worker.testing import Ledger, eventually
+
+MODULE = "faulty"
+LEASE_S = 2.0
+OPTIONS = ("run", "-A", MODULE, "--lease", f"{LEASE_S:g}", "-l", "info")
+
+TEXT = '''
+import os
+import time
+
+from kernel_app import App
+from kernel_worker.testing.ledger import Ledger
+
+app = App("faulty")
+ledger = Ledger("ledger")
+
+
+@app.task(bind=True, ignore_result=True)
+def work(self, key, seconds):
+    again = self.request.delivery_info["redelivered"]
+    ledger.note("start", id=key, node=self.request.hostname, again=again)
+    time.sleep(seconds)
+    ledger.note("end", id=key)
+
+
+@app.task
+def echo(value):
+    ledger.note("echo", id=value)
+    return value
+
+
+@app.task(bind=True)
+def hold(self, key):
+    """Runs until the test releases it."""
+    ledger.note("start", id=key, node=self.request.hostname, parent=os.getppid())
+    while not (os.path.exists("release-" + key) or os.path.exists("release-all")):
+        time.sleep(0.01)
+    ledger.note("end", id=key)
+    return key
+
+
+@app.task(bind=True)
+def stubborn(self, key):
+    """As `hold`, and ignores what is raised in it."""
+    ledger.note("start", id=key)
+    while not os.path.exists("release-" + key):
+        try:
+            time.sleep(0.05)
+        except BaseException:
+            pass
+    ledger.note("end", id=key)
+'''
+
+
+def write_app(folder: Path) -> None:
+    """Put the module into `folder`; workers that are started there find it."""
+    (folder / f"{MODULE}.py").write_text(TEXT)
+
+
+@contextmanager
+def client(broker: str, results: str | None = None) -> Iterator[App]:
+    """What sends the tasks, in the test's own process. Results lie with the broker unless told otherwise."""
+    app = App("client", broker_url=broker, result_backend=results or broker)
+    try:
+        yield app
+    finally:
+        app.close()
+
+
+def started(ledger: Ledger, key: str, *, times: int = 1, within_s: float = 20.0) -> int:
+    """Wait until a task has started so many times; the process id of the last start."""
+
+    def starts() -> list[int]:
+        pids = [entry["pid"] for entry in ledger.entries("start", id=key)]
+        return pids if len(pids) >= times else []
+
+    return eventually(starts, within_s=within_s, message=f"start {times} of {key}")[-1]
+
+
+def name() -> str:
+    """A key that no other task has."""
+    return uuid.uuid4().hex[:8]

@@ -1,0 +1,103 @@
+"""A TCP proxy in front of a server: what passes can be cut, swallowed or delayed. Standard library only.
+
+One thread accepts, two threads per connection carry bytes; all end with `close`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator
+
+_CHUNK = 65536
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER with a time of 0: close() sends RST
+
+
+class Proxy:
+    """Listens on a free loopback port and carries every connection to `port`."""
+
+    def __init__(self, port: int) -> None:
+        self.delay_s = 0.0
+        """Added to every piece of data, in both directions."""
+        self.accepted = 0
+        """Connections so far."""
+        self._target = port
+        self._open: set[socket.socket] = set()
+        self._lock = threading.Lock()
+        self._flowing = threading.Event()
+        self._flowing.set()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept_forever, name="proxy", daemon=True).start()
+
+    def cut(self) -> int:
+        """Reset all connections that are open now; how many there were."""
+        with self._lock:
+            cut, self._open = self._open, set()
+        for sock in cut:
+            _reset(sock)
+        return len(cut) // 2
+
+    @contextlib.contextmanager
+    def blackhole(self) -> Iterator[None]:
+        """Connections stay open and new ones are accepted, but nothing passes; what waited passes afterwards."""
+        self._flowing.clear()
+        try:
+            yield
+        finally:
+            self._flowing.set()
+
+    def close(self) -> None:
+        """Stop listening and reset everything."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
+        self._listener.close()
+        self._flowing.set()
+        self.cut()
+
+    def _accept_forever(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            self.accepted += 1
+            try:
+                server = socket.create_connection(("127.0.0.1", self._target), timeout=5)
+                server.settimeout(None)
+            except OSError:  # nobody listens there: the client learns the same
+                _reset(client)
+                continue
+            with self._lock:
+                self._open |= {client, server}
+            for source, sink in ((client, server), (server, client)):
+                threading.Thread(target=self._carry, args=(source, sink), name="proxy-pump", daemon=True).start()
+
+    def _carry(self, source: socket.socket, sink: socket.socket) -> None:
+        try:
+            while data := source.recv(_CHUNK):
+                self._flowing.wait()
+                if self.delay_s:
+                    time.sleep(self.delay_s)
+                sink.sendall(data)
+        except OSError:  # cut, or the other side is gone
+            pass
+        finally:
+            with self._lock:
+                self._open -= {source, sink}
+            for sock in (source, sink):
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
+                sock.close()
+
+
+def _reset(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    with contextlib.suppress(OSError):
+        # A thread that waits in recv() keeps the connection alive over close(); this wakes it.
+        sock.shutdown(socket.SHUT_RD)
+    sock.close()
