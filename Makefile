@@ -9,7 +9,7 @@ export PYTHON
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help demo setup lint test test-faults bench new-plugin constraints servers
+.PHONY: help demo setup lint format test test-faults bench new-plugin constraints servers
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -26,6 +26,11 @@ lint: ## ruff format --check, ruff check, mypy
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
+
+format: ## what ruff can mend by itself
+	@scripts/environment dev
+	$(RUN) -m ruff format .
+	$(RUN) -m ruff check --fix .
 
 servers:
 	@scripts/environment dev

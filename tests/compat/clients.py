@@ -1,17 +1,48 @@
 """What clients do: functions that run in a process of their own, on an application that knows only names.
 
-Each takes the application first, of either kind: the two libraries are called in the same words. What they return is
+Imports nothing of ours, so that Celery's client is a stock one. Each function takes the application first, of either kind: the two libraries are called in the same words. What they return is
 plain data, so that the test's process needs neither.
 """
 
 from __future__ import annotations
 
+import sys
 import time
+import traceback
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 WAIT_S = 20.0
+
+
+def serve(connection: Connection, kind: str, url: str) -> None:
+    """Main of a client's process: run the functions it is sent, until the connection ends."""
+    applications: dict[str, Any] = {}
+    while True:
+        try:
+            function, settings, args, kwargs = connection.recv()
+        except EOFError:
+            return
+        try:
+            key = repr(settings)
+            app = applications.get(key) or applications.setdefault(key, _application(kind, url, settings))
+            connection.send((True, function(app, *args, **kwargs)))
+        except Exception:  # whatever it is, the test shall show it
+            connection.send((False, traceback.format_exc()))
+
+
+def _application(kind: str, url: str, settings: Mapping[str, Any]) -> Any:
+    if kind == "kw":
+        from kernel_app import App
+
+        return App("client", broker_url=url, result_backend=url, **settings)
+    import celery
+
+    app = celery.Celery("client", broker=url, backend=url, set_as_current=False)
+    app.conf.update(settings)
+    return app
 
 
 class Answer(NamedTuple):
@@ -146,12 +177,17 @@ def _signature(app: Any, step: Sequence[Any], queue: str) -> Any:
 
 
 def chain(
-    app: Any, steps: Sequence[Sequence[Any]], queue: str, stamps: Mapping[str, Any] | None = None
+    app: Any,
+    steps: Sequence[Sequence[Any]],
+    queue: str,
+    stamps: Mapping[str, Any] | None = None,
+    first_options: Mapping[str, Any] | None = None,
 ) -> list[Answer]:
     """Run a chain; the answers of its steps from first to last."""
     from celery import chain as make_chain
 
-    made = make_chain(*(_signature(app, step, queue) for step in steps), app=app)
+    first, *rest = (_signature(app, step, queue) for step in steps)
+    made = make_chain(first.set(**(first_options or {})), *rest, app=app)
     if stamps:
         made.stamp(**stamps)
     result = made.apply_async()
@@ -189,14 +225,19 @@ def chord(app: Any, members: Sequence[Sequence[Any]], body: Sequence[Any], queue
     return answer(make_chord(header, app=app)(_signature(app, body, queue)))
 
 
-def chain_with_chord(app: Any, queue: str) -> Answer:
-    """A chain that becomes a chord on the way: a task, a group, a task; the answer of the last."""
+def chain_with_chord(
+    app: Any, steps: Sequence[Sequence[Any]], queue: str, *, wait_for_members: bool = True
+) -> tuple[Answer, list[Answer]]:
+    """A chain that has a chord in it: steps, a group of two, a task; the answers of that task and of the group."""
     from celery import chain as make_chain
     from celery import group as make_group
 
-    steps = make_group((_signature(app, ("add", n), queue) for n in range(2)), app=app)
-    made = make_chain(_signature(app, ("add", 1), queue), steps, _signature(app, ("total",), queue), app=app)
-    return answer(made.apply_async())
+    members = make_group((_signature(app, ("add", n), queue) for n in range(2)), app=app)
+    first = (_signature(app, step, queue) for step in steps)
+    result = make_chain(*first, members, _signature(app, ("total",), queue), app=app).apply_async()
+    last = answer(app.AsyncResult(result.id))
+    waited = result.parent.results if wait_for_members else ()
+    return last, [answer(app.AsyncResult(member.id)) for member in waited]
 
 
 def chunks(app: Any, queue: str) -> Answer:
@@ -218,6 +259,4 @@ def through_topic(app: Any, exchange: str, keys: Sequence[str], task: str, calls
 
 def loaded(app: Any) -> list[str]:
     """Our packages in this process."""
-    import sys
-
     return sorted({name.partition(".")[0] for name in sys.modules if name.startswith("kernel_")})

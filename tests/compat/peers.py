@@ -8,13 +8,13 @@ import os
 import signal
 import subprocess
 import sys
-import traceback
 from collections.abc import Callable, Mapping
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Self
 
 from kernel_worker.testing import WorkerProcess, eventually
+
+from . import clients
 
 REPOSITORY = Path(__file__).parents[2]
 ANSWER_S = 50.0
@@ -29,7 +29,7 @@ class ClientProcess:
     def __init__(self, kind: str, url: str) -> None:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, kind, url), daemon=True)
+        self._process = context.Process(target=clients.serve, args=(theirs, kind, url), daemon=True)
         self._process.start()
         theirs.close()
 
@@ -50,34 +50,6 @@ class ClientProcess:
         self._process.kill()
         self._process.join()
         self._connection.close()
-
-
-def _serve(connection: Connection, kind: str, url: str) -> None:
-    """Main of the client's process."""
-    applications: dict[str, Any] = {}
-    while True:
-        try:
-            function, settings, args, kwargs = connection.recv()
-        except EOFError:
-            return
-        try:
-            key = repr(settings)
-            app = applications.get(key) or applications.setdefault(key, _application(kind, url, settings))
-            connection.send((True, function(app, *args, **kwargs)))
-        except Exception:  # whatever it is, the test shall show it
-            connection.send((False, traceback.format_exc()))
-
-
-def _application(kind: str, url: str, settings: Mapping[str, Any]) -> Any:
-    if kind == "kw":
-        from kernel_app import App
-
-        return App("client", broker_url=url, result_backend=url, **settings)
-    import celery
-
-    app = celery.Celery("client", broker=url, backend=url, set_as_current=False)
-    app.conf.update(settings)
-    return app
 
 
 def environment(url: str, queue: str, settings: Mapping[str, Any] | None = None) -> dict[str, str]:

@@ -105,6 +105,10 @@ def _describe(request: Any, args: Any, kwargs: Any) -> dict[str, Any]:
 
 
 def _define_timed(app: Any) -> None:
+    @app.task(name="compat.now")
+    def now() -> float:
+        return time.time()
+
     @app.task(name="compat.note", bind=True)
     def note(self: Any, ledger: str, label: Any) -> Any:
         Ledger(ledger).note("start", label=label, node=self.request.hostname)
@@ -151,6 +155,10 @@ def _define_following(app: Any) -> None:
     @app.task(name="compat.errback")
     def errback(task_id: str, ledger: str) -> None:
         Ledger(ledger).note("errback", task_id=task_id)
+
+    @app.task(name="compat.bound_errback", bind=True)
+    def bound_errback(self: Any, task_id: str, ledger: str) -> None:
+        Ledger(ledger).note("bound errback", failed=task_id, own=self.request.id)
 
     # registered and of more than one argument: called in the worker with request, error and traceback
     @app.task(name="compat.inspect_failure")

@@ -25,6 +25,8 @@ from .application import LEASE_S, MODULE, OPTIONS
 
 SETTLED_WITHIN_S = LEASE_S + 1.0
 """A run that ended longer than this before its holder was killed was settled: it must not be repeated."""
+DIE_WITHIN_S = 1.0
+"""Executors of a killed worker may go on so long."""
 ALLOWED_DELIVERIES = "1000"
 """A storm kills holders far more often than `max_deliveries` allows; the limit has tests of its own."""
 
@@ -161,7 +163,7 @@ class Storm:
         seat = self.random.randrange(len(self.workers))
         victim = self.workers[seat]
         victim.signal(signal.SIGKILL)
-        self._note("worker killed", Harm(self._nodes[victim.pid]))
+        self._note("worker killed", Harm(self._nodes[victim.pid], over=time.time() + DIE_WITHIN_S))
         self._replace(seat)
 
     def kill_child(self) -> None:
@@ -188,17 +190,15 @@ class Storm:
         for pid in worker.family():
             if _parent(pid) == worker.pid:
                 os.kill(pid, signal.SIGKILL)
-        # the executors end a moment later
-        self._note("fork server killed", Harm(self._nodes[worker.pid], over=time.time() + 0.5))
+        self._note("fork server killed", Harm(self._nodes[worker.pid], over=time.time() + DIE_WITHIN_S))
 
     def terminate_worker(self) -> None:
         """SIGTERM one worker: its tasks end, so this excuses nothing."""
         seat = self.random.randrange(len(self.workers))
-        victim = self.workers[seat]
-        victim.signal(signal.SIGTERM)
+        victim = self.workers[seat].wait_until_ready()
         self.counts["worker terminated"] += 1
-        code = victim.wait(within_s=30)
-        assert code in (0, -signal.SIGTERM), f"exit code {code}:\n{victim.output}"  # -15: before its first statement
+        code = victim.stop()
+        assert code == 0, f"exit code {code}:\n{victim.output}"
         self._replace(seat)
 
     def pause_worker(self, seconds: float) -> None:
@@ -255,7 +255,9 @@ class Storm:
         ]
 
     def stop(self) -> list[int]:
-        """SIGTERM all; their exit codes."""
+        """SIGTERM all, when they are up; their exit codes."""
+        for worker in self.workers:
+            worker.wait_until_ready()
         for worker in self.workers:
             worker.signal(signal.SIGTERM)
         return [worker.wait(within_s=30) for worker in self.workers]

@@ -408,11 +408,12 @@ class Dispatcher:
         else:
             outcome = Outcome(OutcomeKind.LOST, error=f"Worker exited prematurely: {reason}")
         settlement = self._policy(request, outcome)
-        log.error(
+        log.log(
+            logging.INFO if outcome.kind is OutcomeKind.CANCELLED else logging.ERROR,
             "task %s[%s] %s: %s",
             printable(request.task),
             printable(request.id),
-            "timed out" if outcome.kind is OutcomeKind.TIMEOUT else "lost its executor",
+            _ENDS[outcome.kind],
             outcome.error,
             extra={"action": "request_lost", "task_id": request.id, "reason": reason},
         )
@@ -584,6 +585,12 @@ class Dispatcher:
         self._unpark_all()
         self._turn_end()
 
+
+_ENDS = {
+    OutcomeKind.LOST: "lost its executor",
+    OutcomeKind.TIMEOUT: "timed out",
+    OutcomeKind.CANCELLED: "was stopped and goes back to its queue",
+}
 
 _EVENTS = {
     OutcomeKind.SUCCESS: Kind.SUCCEEDED,

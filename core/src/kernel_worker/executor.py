@@ -36,6 +36,7 @@ from .wire import (
     DONE_RECORD,
     FLAG_PAYLOAD,
     FLAG_REDELIVERED,
+    HEAD,
     RUN_HEAD,
     Channel,
     ChannelClosed,
@@ -623,12 +624,21 @@ def ignore_group_signals() -> None:
 
 
 def read_hello(channel: Channel) -> dict[str, Any]:
-    """Wait for the first frame, HELLO."""
-    while True:
-        for kind, payload in channel.receive():
-            if kind == Frame.HELLO:
-                hello: dict[str, Any] = json.loads(payload)
-                return hello
+    """Wait for the first frame, HELLO. Reads no byte of what comes behind it: with a fork server's first FORK come
+    descriptors, which a reader that does not ask for them would lose.
+
+    :raises ChannelClosed: the kernel is gone.
+    """
+    length, _ = HEAD.unpack(_read_exactly(channel.sock, HEAD.size))
+    hello: dict[str, Any] = json.loads(_read_exactly(channel.sock, length))
+    return hello
+
+
+def _read_exactly(sock: socket.socket, size: int) -> bytes:
+    data = sock.recv(size, socket.MSG_WAITALL)
+    if len(data) < size:
+        raise ChannelClosed("end of file")
+    return data
 
 
 def main(channel: Channel, board: Board) -> int:

@@ -292,6 +292,14 @@ class Supervisor:
         handle.doom, handle.doomed_tag, handle.at_fault = reason, tag, at_fault
         self._spawner.kill(handle.key, signal.SIGKILL)
 
+    def forget(self, handle: Handle) -> None:
+        """Give up an executor that cannot be killed; what it held is accounted for as if it had been."""
+        handle.doom = handle.doom or "the grace period is over"
+        self.executors.pop(handle.key, None)
+        self.loop.remove(handle.channel.sock)
+        if self.events is not None:
+            self.events.on_down(handle, handle.doom)
+
     def retire(self, handle: Handle) -> None:
         """Let one executor finish what it holds and exit; another one takes its place if it is needed."""
         if not handle.retiring:

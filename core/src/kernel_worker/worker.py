@@ -109,6 +109,7 @@ class Worker:
         self._births: queue.SimpleQueue[Birth | None] = queue.SimpleQueue()
         self._spawner: Spawner | None = None
         self._prestarted = prestarted
+        self._task_holds_main = False
         self._pidfile = Pidfile(config.worker.pidfile) if config.worker.pidfile else None
         self._check_limits()
         self.sequence = self._compose()
@@ -238,10 +239,9 @@ class Worker:
                 failure.append(error)
             finally:
                 self._births.put(None)
-                if threading.main_thread().is_alive() and self.supervisor.executors:
-                    # A task holds the main thread beyond the grace period: its message is back in the queue.
+                if self._task_holds_main:
                     sys.stdout.flush()
-                    os._exit(self.exit_code or 1)
+                    os._exit(self.exit_code or len(failure))
 
         thread = threading.Thread(target=live, name="kw-loop")
         thread.start()
@@ -316,8 +316,10 @@ class Worker:
             if handle.outstanding:
                 supervisor.kill(handle, "killed: the grace period is over")
         if isinstance(self._spawner, InlineSpawner):
+            # A thread cannot be killed: the process ends as soon as the message is back in the queue.
             for handle in list(supervisor.executors.values()):
-                self.dispatcher.on_down(handle, "the grace period is over")
+                supervisor.forget(handle)
+                self._task_holds_main = True
             return
         self.loop.run_until(lambda: not self.dispatcher.in_flight, time.monotonic() + KILL_WAIT_S)
 

@@ -18,7 +18,7 @@ from kernel_worker.drivers import Layout
 from kernel_worker.errors import ExecutorError, UsageError
 from kernel_worker.testing import Ledger, eventually
 from tests.core.live_pool import LivePool, call
-from tests.core.toy_app import stored
+from tests.core.toy_app import ROOT, stored
 
 
 @pytest.fixture
@@ -210,15 +210,14 @@ def test_executors_asked_for_while_the_dead_server_is_not_yet_reported_are_accou
 
 
 def test_a_server_that_is_killed_while_it_loads_is_a_failure_with_a_reason(pool: LivePool, tmp_path: Path) -> None:
-    (tmp_path / "slow_app.py").write_text("import os, time\nopen('pid', 'w').write(f'{os.getpid()}\\n')\ntime.sleep(60)\n")
+    pid = tmp_path / "pid"
+    text = f"import os, time\nopen({str(pid)!r}, 'w').write(f'{{os.getpid()}}\\n')\ntime.sleep(60)\n"
+    (tmp_path / "slow_app.py").write_text(text)
     pool.begin(app="slow_app", workdir=str(tmp_path))
-    os.chdir(tmp_path)
-    try:
-        pool.until(lambda: pool.supervisor.failure or _kill_by_file(tmp_path / "pid"))
-    finally:
-        os.chdir(Path(__file__).parents[3])
 
+    pool.until(lambda: _kill_by_file(pid))
     pool.until(lambda: pool.supervisor.failure)
+
     assert isinstance(pool.supervisor.failure, ExecutorError)
     assert "the fork server ended with status -9" in pool.supervisor.failure.message
 
@@ -257,20 +256,19 @@ def test_an_init_hook_that_fails_in_every_child_is_given_up(pool: LivePool, monk
 def test_what_the_import_printed_is_printed_once(tmp_path: Path) -> None:
     """Cause: it lay in the fork server's buffer and was copied into every child, which wrote it when it ended."""
     (tmp_path / "loud_app.py").write_text("from tests.core.toy_app import app\nprint('imported')\n")
-    root = Path(__file__).parents[3]
     code = f"""
 import sys
-sys.path[:0] = [{str(root)!r}]
+sys.path[:0] = [{ROOT!r}]
 from kernel_pool_prefork.spawner import ForkServerSpawner
 from kernel_worker.drivers import Layout
 from tests.core.live_pool import LivePool
 pool = LivePool(ForkServerSpawner)
-pool.start(3, app="loud_app", workdir={str(tmp_path)!r})
+pool.start(3, app="loud_app:app", workdir={str(tmp_path)!r})
 pool.supervisor.resize(Layout(0, 1))
 pool.until(lambda: not pool.supervisor.executors)
 pool.close()
 """
-    environment = {**os.environ, "PYTHONPATH": str(root)}
+    environment = {**os.environ, "PYTHONPATH": ROOT}
 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
 
@@ -278,13 +276,15 @@ pool.close()
     assert done.stdout == "imported\n"
 
 
-def test_threads_of_the_import_are_warned_of(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_threads_of_the_import_are_warned_of(
+    pool: LivePool, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "threaded_app.py").write_text(
         "import threading\nfrom tests.core.toy_app import app\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\n"
     )
-    pool = LivePool(ForkServerSpawner)
-    pool.start(1, app="threaded_app", workdir=str(tmp_path))
-    pool.close()
+    monkeypatch.setenv("PYTHONPATH", ROOT)
+
+    pool.start(1, app="threaded_app:app", workdir=str(tmp_path))
 
     assert "importing the application started 1 threads" in capfd.readouterr().err
 
@@ -307,10 +307,9 @@ def _sockets(pid: int) -> set[str]:
 
 
 def test_children_die_with_a_killed_kernel_and_its_server(tmp_path: Path) -> None:
-    root = Path(__file__).parents[3]
     code = f"""
 import os, sys
-sys.path[:0] = [{str(root)!r}]
+sys.path[:0] = [{ROOT!r}]
 from kernel_pool_prefork.spawner import ForkServerSpawner
 from tests.core.live_pool import LivePool, call
 pool = LivePool(ForkServerSpawner)
