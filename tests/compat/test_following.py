@@ -41,7 +41,7 @@ def test_errback_is_told_of_the_failure(pair: Pair, ledger: Ledger, errback: str
         queue=pair.queue,
     )
 
-    (told,) = eventually(lambda: ledger.entries(), within_s=10)
+    (told,) = eventually(ledger.entries, within_s=10)
     assert (told["event"], told["task_id"]) == (event, answer.id)
     if event == "failure":
         assert told["error"] == "ValueError('boom', 7)"
@@ -98,15 +98,8 @@ def test_failure_fails_the_rest_of_the_chain(from_celery: Pair) -> None:
     assert [(answer.error, answer.args) for answer in rest] == [("builtins.ValueError", ("boom", 7))] * 3
 
 
-def test_expiry_of_a_step_does_not_leave_the_chain_waiting(from_celery: Pair) -> None:
-    """Celery stores nothing for the steps that follow, so a client waits for them for ever; we tell it."""
-    if from_celery.worker_kind != KW:
-        pytest.skip("Celery leaves the steps that follow pending")
-    steps = [("add", 1), ("add", 2)]
-
-    answers = from_celery.do(clients.chain, steps, from_celery.queue, first_options={"expires": -1})
-
-    assert [answer.state for answer in answers] == ["REVOKED", "FAILURE"]
+def test_expiry_of_a_step_ends_the_wait_for_the_chain(from_celery: Pair) -> None:
+    assert from_celery.do(clients.refusal, clients.expired_chain, from_celery.queue) == ("TaskRevokedError", "expired")
 
 
 def test_group_gathers_results_in_order(from_celery: Pair) -> None:

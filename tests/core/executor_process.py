@@ -115,9 +115,12 @@ class ExecutorProcess:
         """The next ENDED."""
         return json.loads(self.frame(Frame.ENDED))  # type: ignore[no-any-return]
 
-    def unread(self) -> list[int]:
-        """Kinds of the frames that nobody asked for so far."""
-        return [kind for kind, _ in self._frames]
+    def reported(self, within_s: float) -> bool:
+        """Whether an outcome was reported, or is within that time."""
+        deadline = time.monotonic() + within_s
+        while self.frames(max(0.0, deadline - time.monotonic())):
+            pass
+        return any(kind in (Frame.DONE, Frame.ENDED) for kind, _ in self._frames)
 
     def wait(self) -> int:
         """Wait for its end; the exit status."""

@@ -78,7 +78,8 @@ class MemoryBroker(Broker):
                 self.offences.append(f"{name} on a second thread")
             self._under_way[name] += 1
         try:
-            self._check()
+            if name != "connect":
+                self._check()
             yield
         finally:
             with self._condition:

@@ -87,9 +87,7 @@ def started(site: Site, monkeypatch: pytest.MonkeyPatch) -> Started:
     """Takes the place of the worker, and remembers what it would have run."""
     seen = Started()
 
-    def run(
-        config: Config, registry: Registry, selection: Selection, hooks: Hooks, prestarted: object = None
-    ) -> int:
+    def run(config: Config, registry: Registry, selection: Selection, hooks: Hooks, prestarted: object = None) -> int:
         seen.config, seen.registry, seen.selection, seen.hooks = config, registry, selection, hooks
         return 7
 

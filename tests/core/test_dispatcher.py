@@ -103,7 +103,9 @@ def test_what_the_driver_found_no_envelope_is_dead_with_the_drivers_reason(stage
 
 
 @pytest.mark.parametrize("header", [{}, {"lang": "py"}], ids=["no header", "other headers"])
-def test_a_message_without_a_task_header_is_protocol_1_and_goes_to_an_executor(stage: Stage, header: dict[str, str]) -> None:
+def test_a_message_without_a_task_header_is_protocol_1_and_goes_to_an_executor(
+    stage: Stage, header: dict[str, str]
+) -> None:
     stage.deliver(Delivery("celery", delivery(task_id="v1").raw, header, receipt=1))
 
     assert stage.puppets[0].ids == ["v1"]
@@ -176,7 +178,9 @@ def test_a_message_that_is_not_due_is_parked_in_the_broker(stage: Stage) -> None
 
     stage.deliver(delivery(eta=due.isoformat()))
 
-    assert [(each.verdict, each.until) for each in stage.settlements] == [(Verdict.DELAY, pytest.approx(due.timestamp()))]
+    assert [(each.verdict, each.until) for each in stage.settlements] == [
+        (Verdict.DELAY, pytest.approx(due.timestamp()))
+    ]
     assert stage.puppets[0].jobs == []
     assert stage.dispatcher.held == 0
 
@@ -438,6 +442,40 @@ def test_an_executor_whose_long_task_ended_while_it_gave_back_is_not_left_idle(s
     stage.turn()
 
     assert stage.puppets[0].ids == ["b", "c"]
+
+
+def test_what_only_waits_for_the_result_store_takes_no_slot_and_no_prefetch(stage: Stage) -> None:
+    stage.deliver(*deliveries("short", "abc"))
+    before = stage.allowed
+
+    stage.puppets[0].tell_unstored(1)
+    stage.turn()
+
+    assert stage.puppets[0].ids == ["a", "b"]
+    assert stage.allowed == before + 1
+    assert stage.settlements == []
+
+
+def test_an_executor_that_gives_back_while_the_result_store_is_away_is_not_left_idle(stage: Stage) -> None:
+    """Cause: what waits for the store counted as the long task that keeps an executor from being given more."""
+    stage.learn("short", 0.001)
+    stage.deliver(*deliveries("short", "abc"))
+
+    stage.puppets[0].tell_unstored(1)
+    stage.puppets[0].give_back("c", "b")
+    stage.turn()
+
+    assert stage.puppets[0].ids == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("count", [-5, 99])
+def test_nonsense_about_what_is_unstored_is_bounded(stage: Stage, count: int) -> None:
+    stage.deliver(*deliveries("short", "abc"))
+
+    stage.puppets[0].tell_unstored(count)
+    stage.turn()
+
+    assert 1 <= len(stage.puppets[0].jobs) <= 2
 
 
 def test_tags_reported_by_a_damaged_executor_are_ignored(make_stage: MakeStage) -> None:

@@ -336,7 +336,9 @@ def test_a_request_that_only_waits_is_not_held_to_its_limit(clock: _Clock, stage
     assert stage.spawner.killed == []
 
 
-def test_the_limit_of_a_later_request_counts_although_an_earlier_one_has_a_longer_one(clock: _Clock, stage: Stage) -> None:
+def test_the_limit_of_a_later_request_counts_although_an_earlier_one_has_a_longer_one(
+    clock: _Clock, stage: Stage
+) -> None:
     stage.deliver(delivery("short", "first", timelimit=[1000, None]))
     _start_at(stage, stage.puppets[0], "first", clock.now)
     stage.puppets[0].succeed("first")
@@ -363,7 +365,9 @@ def test_requests_that_have_ended_leave_no_timers_behind(stage: Stage) -> None:
     assert len(stage.loop._timers) <= before + 3  # nothing outside shows the memory that is held
 
 
-def test_a_task_that_ran_next_when_its_executor_was_killed_for_a_limit_is_not_to_blame(clock: _Clock, stage: Stage) -> None:
+def test_a_task_that_ran_next_when_its_executor_was_killed_for_a_limit_is_not_to_blame(
+    clock: _Clock, stage: Stage
+) -> None:
     stage.deliver(delivery("limited", "over"))
     puppet = stage.puppets[0]
     _start_at(stage, puppet, "over", clock.now)
@@ -381,7 +385,9 @@ def test_a_task_that_ran_next_when_its_executor_was_killed_for_a_limit_is_not_to
     assert [each.count for each in stage.settlements] == [False, False]
 
 
-def test_where_executors_cannot_be_killed_the_task_is_told_again_and_again(clock: _Clock, make_stage: MakeStage) -> None:
+def test_where_executors_cannot_be_killed_the_task_is_told_again_and_again(
+    clock: _Clock, make_stage: MakeStage
+) -> None:
     stage = make_stage(can_kill=False)
     stage.deliver(delivery("limited"))
     _start_at(stage, stage.puppets[0], "a", clock.now)

@@ -77,7 +77,9 @@ def test_an_idle_worker_asks_for_its_slots_and_a_little_more(make_stage: MakeSta
     assert room(stage) == 4
 
 
-@pytest.mark.parametrize(("slots", "multiplier", "expected"), [(2, 1, 2), (4, 1, 4), (4, 2, 8), (4, 10, 8), (4, 0, 8), (4, None, 8)])
+@pytest.mark.parametrize(
+    ("slots", "multiplier", "expected"), [(2, 1, 2), (4, 1, 4), (4, 2, 8), (4, 10, 8), (4, 0, 8), (4, None, 8)]
+)
 def test_the_multiplier_is_an_upper_bound_and_0_is_none(
     make_stage: MakeStage, slots: int, multiplier: int | None, expected: int
 ) -> None:

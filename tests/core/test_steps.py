@@ -15,7 +15,9 @@ from kernel_worker.steps import Bootstep, Sequence, order
 class Step(Bootstep):
     """Writes down what is done to it."""
 
-    def __init__(self, name: str, log: list[str] | None = None, *, requires: tuple[str, ...] = (), before: tuple[str, ...] = ()):
+    def __init__(
+        self, name: str, log: list[str] | None = None, *, requires: tuple[str, ...] = (), before: tuple[str, ...] = ()
+    ):
         self.name = name
         self.requires = requires
         self.before = before

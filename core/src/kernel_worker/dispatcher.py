@@ -117,6 +117,7 @@ class Dispatcher:
         self._filters = tuple(filters)
         self._on_up = on_up
         self._on_down = on_down
+        self._own_policy = policy is not None
         self._policy = policy or (
             lambda request, outcome: decide(request.delivery, request.info, outcome, max_deliveries)
         )
@@ -248,7 +249,7 @@ class Dispatcher:
         ready = self.ready
         executors = [h for h in self.supervisor.executors.values() if h.up and not h.retiring and not h.stalled]
         for handle in executors:
-            while ready and len(handle.outstanding) < handle.slots:
+            while ready and _depth(handle) < handle.slots:
                 self._give(handle, ready.popleft())
         if not ready:
             return
@@ -256,7 +257,7 @@ class Dispatcher:
         fair_share = -(-len(ready) // max(1, len(executors)))
         for handle in sorted(executors, key=_depth):
             share = fair_share
-            while ready and share and len(handle.outstanding) < MAX_DEPTH * handle.slots:
+            while ready and share and _depth(handle) < MAX_DEPTH * handle.slots:
                 request = ready[0]
                 if handle.backlog_s + request.cost > HORIZON_S * handle.slots or not request.info.acks_late:
                     break
@@ -307,7 +308,10 @@ class Dispatcher:
                 request = self._finish(executor, tag, runtime)
                 if request is None:
                     continue
-                self._release(request, Settlement(request.delivery, Verdict.ACK))
+                if self._own_policy:
+                    self._release(request, self._policy(request, Outcome(OutcomeKind.SUCCESS, runtime)))
+                else:
+                    self._release(request, Settlement(request.delivery, Verdict.ACK))
                 if now_succeeded:
                     self.bus.emit(Kind.SUCCEEDED, request, Outcome(OutcomeKind.SUCCESS, runtime))
         elif kind == Frame.ENDED:
@@ -325,6 +329,9 @@ class Dispatcher:
                 self._conclude(request, outcome)
         elif kind == Frame.RETURNED:
             self._take_back(executor, json.loads(payload))
+        elif kind == Frame.UNSTORED:
+            executor.unstored = max(0, min(int(json.loads(payload)), len(executor.outstanding)))
+            executor.stalled = executor.stalled and _depth(executor) >= executor.slots
 
     def _finish(self, executor: Handle, tag: int, runtime: float) -> Request | None:
         request = executor.outstanding.pop(tag, None)
@@ -366,7 +373,7 @@ class Dispatcher:
             executor.backlog_s = max(0.0, executor.backlog_s - request.cost)
             request.executor = None
             self._line_up_again(request)
-        executor.stalled = bool(executor.outstanding)  # its long task may have ended in between
+        executor.stalled = _depth(executor) > 0  # its long task may have ended in between
 
     def _line_up_again(self, request: Request) -> None:
         """First in line again. While closing it goes back to the broker, unless nobody but us has it (it was acked when
@@ -441,7 +448,7 @@ class Dispatcher:
         limited = [request for request in executor.outstanding.values() if request.hard]
         if not limited:
             return  # or it has ended, and its board with it
-        records = (executor.board.read_steady(slot) for slot in range(executor.slots))
+        records = (executor.board.read(slot) for slot in range(executor.slots))
         started = {tag: at for tag, at, _ in records}
         now, wait_s = time.monotonic(), 1e9
         for request in limited:
@@ -501,7 +508,9 @@ class Dispatcher:
             limit = min(limit, slots * self._multiplier)
         if self.closing or not self._begun:
             limit = 0
-        allowed = self._released + limit + len(self._parked)
+        # What only waits for the result store takes no room: else tasks would wait for it, too.
+        unstored = sum(handle.unstored for handle in self.supervisor.executors.values()) if limit else 0
+        allowed = self._released + limit + len(self._parked) + unstored
         if allowed != self._allowed:
             self._allowed = allowed
             # Worth a round trip: a quarter of what may be held, but never so much that a free slot waits for it.
@@ -526,7 +535,7 @@ class Dispatcher:
         self._notice_pace()
         if self._slow:
             handles = self.supervisor.executors.values()
-            keep = sum(max(0, h.slots - len(h.outstanding)) for h in handles if h.up and not h.retiring)
+            keep = sum(max(0, h.slots - _depth(h)) for h in handles if h.up and not h.retiring)
         else:
             keep = int(self._rate * SURPLUS_S) + 4 * self._slots()
         if len(self.ready) > keep:
@@ -615,7 +624,8 @@ def _is_name(value: object) -> TypeGuard[str]:
 
 
 def _depth(handle: Handle) -> int:
-    return len(handle.outstanding)
+    """Requests that still want its slots."""
+    return len(handle.outstanding) - handle.unstored
 
 
 def unix_time(value: Any, header: str) -> float:

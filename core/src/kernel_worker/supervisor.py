@@ -61,6 +61,8 @@ class Handle:
     """Requests it holds by tag, in the order they were given: the first is the one that runs."""
     backlog_s: float = 0.0
     """Expected run time of what it holds."""
+    unstored: int = 0
+    """How many of them have ended and wait for the result store: they take no slot."""
     doom: str = ""
     """Why the kernel killed it."""
     doomed_tag: int = 0
@@ -83,6 +85,7 @@ class Supervisor:
         self.failure: KernelWorkerError | None = None
         """Set when executors cannot be started at all; the worker then ends with it."""
         self.restarts = 0
+        self._forgotten: list[Handle] = []
         self._spawner: Spawner | None = None
         self._hello = b""
         self._next_key = 1
@@ -296,6 +299,8 @@ class Supervisor:
         """Give up an executor that cannot be killed; what it held is accounted for as if it had been."""
         handle.doom = handle.doom or "the grace period is over"
         self.executors.pop(handle.key, None)
+        # Kept: with its end of the channel closed, it would end this process before its message is settled.
+        self._forgotten.append(handle)
         self.loop.remove(handle.channel.sock)
         if self.events is not None:
             self.events.on_down(handle, handle.doom)
@@ -328,8 +333,10 @@ class Supervisor:
         for handle in list(self.executors.values()):
             if handle.up:
                 self.retire(handle)
-            else:
+            elif self._spawner.can_kill:
                 self._spawner.kill(handle.key, signal.SIGKILL)
+            else:
+                self.forget(handle)  # it still imports the application, which may take for ever
         if not self.loop.run_until(lambda: not self.executors, deadline):
             for handle in list(self.executors.values()):
                 self.kill(handle, "killed: the grace period is over")

@@ -109,7 +109,8 @@ class Worker:
         self._births: queue.SimpleQueue[Birth | None] = queue.SimpleQueue()
         self._spawner: Spawner | None = None
         self._prestarted = prestarted
-        self._task_holds_main = False
+        self._serves_inline = False
+        """Whether the main thread is an executor now."""
         self._pidfile = Pidfile(config.worker.pidfile) if config.worker.pidfile else None
         self._check_limits()
         self.sequence = self._compose()
@@ -216,6 +217,9 @@ class Worker:
                     signal.SIGINT: self._interrupted,
                     signal.SIGQUIT: lambda number: self.stop("SIGQUIT", cold=True),
                     signal.SIGHUP: lambda number: self.stop("SIGHUP"),
+                    # Their default is to kill, and tools send them to processes that know better.
+                    signal.SIGUSR1: lambda number: None,
+                    signal.SIGUSR2: lambda number: None,
                 }
             )
             signal.signal(signal.SIGPIPE, signal.SIG_IGN)
@@ -239,19 +243,20 @@ class Worker:
                 failure.append(error)
             finally:
                 self._births.put(None)
-                if self._task_holds_main:
-                    sys.stdout.flush()
-                    os._exit(self.exit_code or len(failure))
+                if self._serves_inline:  # a task, or the import of the application, that does not end
+                    self._leave_at_once(failure[0] if failure else None)
 
         thread = threading.Thread(target=live, name="kw-loop")
         thread.start()
         while (birth := self._births.get()) is not None:
             code = 1
+            self._serves_inline = True
             try:
                 code = executor.main(Channel(birth.sock), birth.board)
             except Exception:  # told to the supervisor by its frames; here for the log
                 log.exception("inline executor failed", extra={"action": "executor_failed"})
             finally:
+                self._serves_inline = False
                 birth.sock.close()
                 assert isinstance(self._spawner, InlineSpawner)
                 self._spawner.finished(birth.key, code)
@@ -259,6 +264,17 @@ class Worker:
         if failure:
             raise failure[0]
         return self.exit_code
+
+    def _leave_at_once(self, failure: BaseException | None) -> None:
+        """End the process from the loop's thread, while the main thread does not come back. Everything is settled."""
+        code = self.exit_code
+        if failure is not None:
+            code = failure.exit_code if isinstance(failure, KernelWorkerError) else 1
+            print(f"kw: {failure}", file=sys.stderr, flush=True)
+        if self._pidfile is not None:
+            self._pidfile.release()
+        sys.stdout.flush()
+        os._exit(code)
 
     def _live(self) -> int:
         ctx = StepContext(self)
@@ -306,7 +322,7 @@ class Worker:
         return self.exit_code
 
     def _busy(self) -> bool:
-        return bool(self.dispatcher.in_flight or self.dispatcher.ready or self.broker_host.fetching)
+        return bool(self.dispatcher.in_flight or self.dispatcher.ready or self.broker_host.may_deliver)
 
     def _put_back(self) -> None:
         """The grace period is over: what still runs goes back to its queue, without an attempt counted."""
@@ -319,7 +335,6 @@ class Worker:
             # A thread cannot be killed: the process ends as soon as the message is back in the queue.
             for handle in list(supervisor.executors.values()):
                 supervisor.forget(handle)
-                self._task_holds_main = True
             return
         self.loop.run_until(lambda: not self.dispatcher.in_flight, time.monotonic() + KILL_WAIT_S)
 
@@ -394,7 +409,18 @@ def make_hello(config: Config, registry: Registry, selection: Selection, node: s
         },
         "node": node,
         "workdir": os.getcwd(),
-        "log": {"level": options.loglevel.upper(), "file": options.logfile, "format": LOG_FORMAT},
+        "log": log_options(config, selection),
+    }
+
+
+def log_options(config: Config, selection: Selection) -> dict[str, Any]:
+    """How the kernel process and its executors log: plain JSON."""
+    packages = {entry.target.partition(":")[0].partition(".")[0] for entry in selection}
+    return {
+        "level": config.worker.loglevel.upper(),
+        "file": config.worker.logfile,
+        "format": LOG_FORMAT,
+        "loggers": sorted({"kernel_worker", *packages}),
     }
 
 
@@ -404,9 +430,7 @@ def run(config: Config, registry: Registry, selection: Selection, hooks: Hooks, 
     :param prestarted: what the pool's `prestart` gave, if it was called.
     """
     make_hello(config, registry, selection, config.worker.node, "")  # a missing application is told before all else
-    executor.configure_logging(
-        {"level": config.worker.loglevel.upper(), "file": config.worker.logfile, "format": LOG_FORMAT}
-    )
+    executor.configure_logging(log_options(config, selection))
     return Worker(config, registry, selection, hooks, prestarted).run()
 
 

@@ -80,7 +80,9 @@ def test_tasks_run_and_results_are_stored_before_acks(pool: LivePool, tmp_path: 
 
 
 @pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
-def test_a_killed_child_is_replaced_and_others_are_not_touched(pool: LivePool, ledger: Ledger, gate: Path, busy: bool) -> None:
+def test_a_killed_child_is_replaced_and_others_are_not_touched(
+    pool: LivePool, ledger: Ledger, gate: Path, busy: bool
+) -> None:
     pool.start(2)
     if busy:
         _hold_all(pool, ledger, gate, 2)
@@ -95,7 +97,10 @@ def test_a_killed_child_is_replaced_and_others_are_not_touched(pool: LivePool, l
     assert pool.ends == [(victim, "signal SIGKILL")]
     if busy:
         pool.until(lambda: len(pool.settlements) == 2)
-        assert sorted((each.verdict.value, each.count) for each in pool.settlements) == [("ack", False), ("requeue", True)]
+        assert sorted((each.verdict.value, each.count) for each in pool.settlements) == [
+            ("ack", False),
+            ("requeue", True),
+        ]
 
 
 @pytest.mark.parametrize(
@@ -120,7 +125,10 @@ def test_a_task_that_takes_its_process_along_is_dead_after_the_last_attempt(
 
     assert [(each.verdict.value, each.count) for each in pool.settlements] == [("dead", True)]
     assert reason in pool.settlements[0].reason
-    assert [(task_id, state) for batch in stored(tmp_path / "results") for task_id, state, _ in batch][-1] == ("poison", "LOST")
+    assert [(task_id, state) for batch in stored(tmp_path / "results") for task_id, state, _ in batch][-1] == (
+        "poison",
+        "LOST",
+    )
     assert ledger.count("start") == 1
 
 
@@ -268,7 +276,7 @@ pool.supervisor.resize(Layout(0, 1))
 pool.until(lambda: not pool.supervisor.executors)
 pool.close()
 """
-    environment = {**os.environ, "PYTHONPATH": ROOT}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
 

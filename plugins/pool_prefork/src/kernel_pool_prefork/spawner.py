@@ -9,7 +9,7 @@ import subprocess
 from typing import Any
 
 from kernel_worker.loop import Loop
-from kernel_worker.spawn import Birth, SpawnEvents, Spawner, hello_frame, python_command, watch_exit
+from kernel_worker.spawn import Birth, Spawner, SpawnEvents, hello_frame, python_command, watch_exit
 from kernel_worker.wire import Channel, ChannelClosed, Frame, pack_json
 
 

@@ -1,0 +1,388 @@
+"""A whole worker as a process: signals at every phase, exit codes, and who is named when a step fails."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kernel_worker.testing import eventually
+
+from .worker_run import WorkerRun
+
+POOLS = ["prefork", "solo"]
+StartWorker = Callable[..., WorkerRun]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[StartWorker]:
+    """Start a worker; killed after the test, if need be, and what it printed is shown when the test failed."""
+    runs: list[WorkerRun] = []
+
+    def run(*messages: tuple[Any, ...], **options: Any) -> WorkerRun:
+        folder = tmp_path / f"worker{len(runs)}"
+        folder.mkdir()
+        runs.append(WorkerRun(folder, *messages, **{"pool": "prefork", **options}))
+        return runs[-1]
+
+    yield run
+    for each in runs:
+        each.kill()
+        print(each.output)
+        assert each.ledger.entries("offence") == []
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Path:
+    """Tasks that wait for it go on when it is there."""
+    return tmp_path / "gate"
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> str:
+    """Where tasks note what they do, beside the worker's own ledger."""
+    return str(tmp_path / "trace")
+
+
+def _hold(trace: str, gate: Path, task_id: str = "a") -> tuple[str, ...]:
+    return ("toy.hold", task_id, trace, str(gate))
+
+
+def _wait_until_started(trace: str) -> None:
+    eventually(lambda: os.path.exists(trace), within_s=15)
+
+
+# -- a whole life
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_worker_runs_what_waits_and_stops_when_it_is_told(start: StartWorker, pool: str) -> None:
+    worker = start(("toy.noop", "a"), ("toy.add", "b", 1, 2), ("toy.end", "c", "REJECT", "no"), pool=pool)
+    worker.wait_for("ack", 2)
+    worker.wait_for("dead")
+
+    worker.signal(signal.SIGTERM)
+    code = worker.wait()
+
+    assert code == 0
+    assert worker.settled() == {"a": "ack", "b": "ack", "c": "dead"}
+    events = [entry["event"] for entry in worker.ledger.entries()]
+    assert [event for event in events if event in ("ready", "closing", "broker closed", "stopped")] == [
+        "ready",
+        "closing",
+        "broker closed",
+        "stopped",
+    ]
+    assert f"pool:     {pool}, 1 at once" in worker.output
+    assert "steps:    pool → consumer → timer" in worker.output
+
+
+# -- signals while it starts
+
+
+@pytest.mark.parametrize(
+    ("pool", "number"), [("prefork", signal.SIGTERM), ("prefork", signal.SIGQUIT), ("solo", signal.SIGINT)]
+)
+def test_a_signal_while_the_broker_is_waited_for_ends_it_well(start: StartWorker, pool: str, number: int) -> None:
+    worker = start(pool=pool, away=True)
+    worker.wait_for("connect", 2)
+
+    worker.signal(number)
+
+    assert worker.wait(4.0) == 0
+    assert worker.ledger.count("ready") == 0
+
+
+def test_a_signal_while_the_application_is_imported_ends_it_well(start: StartWorker, tmp_path: Path) -> None:
+    (tmp_path / "slow_app.py").write_text(f"import time\nopen({str(tmp_path / 'begun')!r}, 'w')\ntime.sleep(60)\n")
+    worker = start(app="slow_app", env={"PYTHONPATH": f"{_root()}:{tmp_path}"})
+    eventually(lambda: (tmp_path / "begun").exists(), within_s=15)
+
+    worker.signal(signal.SIGTERM)
+
+    assert worker.wait(4.0) == 0
+
+
+def test_a_signal_while_a_step_of_a_plugin_starts_rolls_back(start: StartWorker) -> None:
+    worker = start(step="wait")
+    worker.wait_for("step starts")
+
+    worker.signal(signal.SIGTERM)
+
+    assert worker.wait(4.0) == 0
+    assert [entry["event"] for entry in worker.ledger.entries()][-2:] == ["step stops", "broker closed"]
+
+
+def _root() -> str:
+    return str(Path(__file__).parents[2])
+
+
+# -- signals while it runs
+
+
+@pytest.mark.parametrize(
+    ("pool", "number"), [("prefork", signal.SIGTERM), ("prefork", signal.SIGHUP), ("solo", signal.SIGINT)]
+)
+def test_a_signal_lets_running_work_finish_and_returns_the_rest(
+    start: StartWorker, pool: str, number: int, trace: str, gate: Path
+) -> None:
+    worker = start(_hold(trace, gate), ("toy.noop", "b"), pool=pool)
+    _wait_until_started(trace)
+
+    worker.signal(number)
+    worker.wait_for("closing")
+    worker.wait_for("requeue")
+    early = worker.settled()
+    gate.touch()
+    code = worker.wait()
+
+    assert early == {"b": "requeue"}
+    assert code == 0
+    assert worker.settled() == {"a": "ack", "b": "requeue"}
+    assert "stops" in worker.output
+    assert "waiting up to 10 s for 1 running" in worker.output
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_quit_puts_running_work_back_at_once_without_counting(
+    start: StartWorker, pool: str, trace: str, gate: Path
+) -> None:
+    worker = start(_hold(trace, gate), pool=pool)
+    _wait_until_started(trace)
+
+    begun = time.monotonic()
+    worker.signal(signal.SIGQUIT)
+    worker.wait()
+
+    assert worker.settled() == {"a": "requeue"}
+    assert time.monotonic() - begun < 3.0
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_second_interrupt_does_not_wait_for_running_work(
+    start: StartWorker, pool: str, trace: str, gate: Path
+) -> None:
+    worker = start(_hold(trace, gate), pool=pool)
+    _wait_until_started(trace)
+    worker.signal(signal.SIGINT)
+    worker.wait_for("closing")
+
+    begun = time.monotonic()
+    worker.signal(signal.SIGINT)
+    worker.wait()
+
+    assert worker.settled() == {"a": "requeue"}
+    assert time.monotonic() - begun < 3.0
+
+
+def test_a_second_terminate_goes_on_waiting(start: StartWorker, trace: str, gate: Path) -> None:
+    """A service manager may send it more than once; only Ctrl-C twice and QUIT mean: now."""
+    worker = start(_hold(trace, gate))
+    _wait_until_started(trace)
+    worker.signal(signal.SIGTERM)
+    worker.wait_for("closing")
+
+    worker.signal(signal.SIGTERM)
+    worker.signal(signal.SIGTERM)
+    gate.touch()
+
+    assert worker.wait() == 0
+    assert worker.settled() == {"a": "ack"}
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_after_the_grace_period_running_work_goes_back_uncounted(
+    start: StartWorker, pool: str, trace: str, gate: Path
+) -> None:
+    worker = start(_hold(trace, gate), pool=pool, grace="0.2")
+    _wait_until_started(trace)
+
+    begun = time.monotonic()
+    worker.signal(signal.SIGTERM)
+    worker.wait()
+
+    assert worker.settled() == {"a": "requeue"}
+    assert 0.2 <= time.monotonic() - begun < 3.2
+
+
+def test_a_storm_of_signals_is_one_shutdown(start: StartWorker, trace: str, gate: Path) -> None:
+    worker = start(_hold(trace, gate), grace="5")
+    _wait_until_started(trace)
+
+    for _ in range(30):
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR1, signal.SIGCONT):
+            worker.signal(number)
+    gate.touch()
+    code = worker.wait()
+
+    assert code == 0
+    assert worker.ledger.count("closing") == worker.ledger.count("stopped") == 1
+    assert "Traceback" not in worker.output
+    assert worker.settled() == {"a": "ack"}
+
+
+def test_signals_of_the_terminal_reach_the_whole_group_and_work_still_finishes(
+    start: StartWorker, trace: str, gate: Path
+) -> None:
+    worker = start(_hold(trace, gate))
+    _wait_until_started(trace)
+
+    os.killpg(worker.process.pid, signal.SIGINT)
+    worker.wait_for("closing")
+    gate.touch()
+
+    assert worker.wait() == 0
+    assert worker.settled() == {"a": "ack"}
+
+
+# -- what goes wrong while it runs
+
+
+def test_a_child_killed_while_it_works_costs_one_attempt_and_the_task_runs_again(
+    start: StartWorker, tmp_path: Path, trace: str, gate: Path
+) -> None:
+    worker = start(_hold(trace, gate), ("toy.kill_itself", "poison", trace), concurrency="2")
+    worker.wait_for("dead")
+    gate.touch()
+    worker.wait_for("ack")
+    worker.signal(signal.SIGTERM)
+
+    assert worker.wait() == 0
+    assert worker.settled()["a"] == "ack"
+    assert worker.ledger.count("requeue", id="poison", count=True) == 2
+    reason = worker.ledger.entries("dead", id="poison")[0]["reason"]
+    assert reason == "Worker exited prematurely: signal SIGKILL (delivery 3 of at most 3)"
+
+
+def test_a_broker_that_goes_away_and_comes_back_is_consumed_from_again(
+    start: StartWorker, trace: str, gate: Path
+) -> None:
+    worker = start(_hold(trace, gate), ("toy.noop", "b"))
+    _wait_until_started(trace)
+
+    worker.away.touch()
+    connects = worker.ledger.count("connect")
+    gate.touch()
+    worker.wait_for("connect", connects + 1)
+    worker.away.unlink()
+    worker.wait_for("ack", 2)
+    worker.signal(signal.SIGTERM)
+
+    assert worker.wait() == 0
+    assert worker.settled() == {"a": "ack", "b": "ack"}
+
+
+def test_what_cannot_be_settled_at_the_end_is_told_by_the_exit_code(start: StartWorker, trace: str, gate: Path) -> None:
+    worker = start(_hold(trace, gate))
+    _wait_until_started(trace)
+    worker.away.touch()
+    gate.touch()
+    worker.wait_for("connect", 2)
+
+    begun = time.monotonic()
+    worker.signal(signal.SIGTERM)
+    code = worker.wait()
+
+    assert code == 1
+    assert time.monotonic() - begun < 8.0
+    assert worker.settled() == {}
+
+
+# -- exit codes and words
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        ({"app": "no_such_module"}, 2, "kw: -A no_such_module: no module named 'no_such_module'"),
+        (
+            {"app": "tests.core.toy_app:broken"},
+            70,
+            "kw: boot step 'pool' of builtin (kernel-worker-core) failed: -A tests.core.toy_app:broken: ValueError: setting 'x' is wrong",
+        ),
+        ({"pool": "solo", "app": "no_such_module"}, 2, "no module named 'no_such_module'"),
+        ({"pool": "solo", "time_limit": "5"}, 2, "pool 'solo' cannot end a task at a hard time limit (--time-limit 5)"),
+        ({"step": "fail"}, 70, "kw: boot step 'toy' of toy (kernel-toy 1.0) failed: OSError: port 80 is taken"),
+        (
+            {"away": True, "startup_timeout": "0.4"},
+            69,
+            "gave up after --startup-timeout: still waiting for the broker (connection refused)",
+        ),
+        ({"pidfile": "/nowhere/kw.pid"}, 73, "kw: pidfile /nowhere/kw.pid: No such file or directory"),
+    ],
+    ids=[
+        "no module",
+        "loading fails",
+        "no module, solo",
+        "a limit the pool cannot keep",
+        "a step fails",
+        "no broker in time",
+        "no place for the pidfile",
+    ],
+)
+def test_a_worker_that_cannot_start_says_why_and_leaves_nothing(
+    start: StartWorker, options: dict[str, Any], code: int, words: str
+) -> None:
+    worker = start(**options)
+
+    assert worker.wait() == code
+    assert words in worker.output
+    assert "Traceback" not in worker.output
+    assert worker.ledger.count("ready") == 0
+
+
+def test_a_step_that_fails_is_rolled_back_with_those_before_it(start: StartWorker) -> None:
+    worker = start(("toy.noop", "a"), step="fail")
+    worker.wait()
+
+    events = [entry["event"] for entry in worker.ledger.entries() if entry["event"] != "ack"]
+    assert [event for event in events if event != "connect"] == ["step starts", "step stops", "broker closed"]
+
+
+def test_a_step_that_fails_to_stop_is_terminated_and_told_by_the_exit_code(start: StartWorker) -> None:
+    worker = start(step="fail to stop")
+    worker.wait_for("ready")
+
+    worker.signal(signal.SIGTERM)
+
+    assert worker.wait() == 1
+    assert worker.ledger.count("step is terminated") == 1
+    assert worker.ledger.count("broker closed") == 1
+
+
+def test_a_pidfile_is_held_while_it_runs_and_removed_at_the_end(start: StartWorker, tmp_path: Path) -> None:
+    pidfile = tmp_path / "kw.pid"
+    first = start(pidfile=pidfile)
+    first.wait_for("ready")
+    text = pidfile.read_text()
+    second = start(pidfile=pidfile)
+    code = second.wait()
+    first.signal(signal.SIGTERM)
+
+    assert first.wait() == 0
+    assert text == f"{first.process.pid}\n"
+    assert code == 73
+    assert f"held by a running worker (pid {first.process.pid})" in second.output
+    assert not pidfile.exists()
+
+
+def test_a_killed_worker_leaves_no_process_and_a_pidfile_that_can_be_taken(
+    start: StartWorker, tmp_path: Path, trace: str, gate: Path
+) -> None:
+    pidfile = tmp_path / "kw.pid"
+    first = start(_hold(trace, gate), pidfile=pidfile)
+    _wait_until_started(trace)
+
+    first.signal(signal.SIGKILL)
+    code = first.wait()  # looks for what is left of its process group
+    second = start(pidfile=pidfile)
+    second.wait_for("ready")
+    second.signal(signal.SIGTERM)
+
+    assert code == -signal.SIGKILL
+    assert second.wait() == 0
