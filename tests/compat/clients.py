@@ -163,6 +163,22 @@ def linked(
     return answer(app.send_task(task, args, **{kind: signature}, **more)), link_id
 
 
+def call_with_chain(
+    app: Any,
+    task: str,
+    args: Sequence[Any],
+    rest: Sequence[Sequence[Any]],
+    ids: Sequence[str],
+    queue: str,
+) -> None:
+    """Send a task and, in its message, what follows; with these ids, in the order in which they run."""
+    steps = [
+        app.signature(name, args=own, options={"task_id": task_id, "queue": queue})
+        for (name, *own), task_id in zip(rest, ids[1:], strict=True)
+    ]
+    app.send_task(task, args, task_id=ids[0], queue=queue, chain=steps[::-1])
+
+
 def through_topic(app: Any, exchange: str, keys: Sequence[str], task: str, calls: Sequence[Sequence[Any]]) -> list[str]:
     """Send to a topic exchange that only the worker has bound queues to."""
     if type(app).__module__.startswith("kernel_app"):

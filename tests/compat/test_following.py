@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 
 import pytest
 
@@ -67,6 +68,17 @@ def test_task_sent_by_a_task_is_its_child(pair: Pair) -> None:
     (child,) = pair.do(clients.children, answer.id)
     assert child.id == answer.value
     assert (child.value["parent_id"], child.value["root_id"], child.value["args"]) == (answer.id, answer.id, [5])
+
+
+def test_chain_that_our_client_sends_runs_to_its_end(from_kw: Pair) -> None:
+    """Steps that follow are given last first, as they stand in the message."""
+    ids = [str(uuid.uuid4()) for _ in range(3)]
+
+    from_kw.do(
+        clients.call_with_chain, "compat.add", (1, 1), [("compat.add", 2), ("compat.add", 3)], ids, from_kw.queue
+    )
+
+    assert [answer.value for answer in from_kw.do(clients.wait_many, ids)] == [2, 4, 7]
 
 
 # --------------------------------------------------------------------------- what Celery's client can compose

@@ -122,6 +122,14 @@ class ExecutorProcess:
             pass
         return any(kind in (Frame.DONE, Frame.ENDED) for kind, _ in self._frames)
 
+    @property
+    def is_silent(self) -> bool:
+        """Whether it is alive and everything it said was asked for."""
+        try:
+            return self.process.poll() is None and not self.frames(0) and not self._frames
+        except ChannelClosed:
+            return False
+
     def wait(self) -> int:
         """Wait for its end; the exit status."""
         return self.process.wait(WITHIN_S)
@@ -140,6 +148,29 @@ class ExecutorProcess:
         self.process.stderr.close()
         self.channel.close()
         self.board.close()
+
+
+class SharedExecutors:
+    """Executors by result backend; one that has ended, or has said what nobody asked for, is replaced."""
+
+    def __init__(self) -> None:
+        self._executors: dict[str, ExecutorProcess] = {}
+
+    def get(self, results: str) -> ExecutorProcess:
+        """One that is up and silent."""
+        executor = self._executors.get(results)
+        if executor is not None and executor.is_silent:
+            return executor
+        if executor is not None:
+            executor.close()
+        executor = self._executors[results] = ExecutorProcess()
+        executor.start(results=results)
+        return executor
+
+    def close(self) -> None:
+        """End them all."""
+        for executor in self._executors.values():
+            executor.close()
 
 
 @contextmanager

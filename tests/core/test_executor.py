@@ -19,27 +19,52 @@ from kernel_worker.testing import Ledger, eventually
 from kernel_worker.types import OutcomeKind
 from kernel_worker.wire import DONE_RECORD, Frame, pack, pack_json
 
-from .executor_process import ExecutorProcess, executor_process, open_gate
+from .executor_process import ExecutorProcess, SharedExecutors, executor_process, open_gate
 from .toy_app import stored
 
 PLUGIN = "tests.core.toy_executor_plugin"
 
 
+@pytest.fixture(scope="module")
+def shared() -> Iterator[SharedExecutors]:
+    """Executors that go from test to test as long as they live and have nothing left to say."""
+    shared = SharedExecutors()
+    yield shared
+    shared.close()
+
+
 @pytest.fixture
-def executor() -> Iterator[ExecutorProcess]:
+def executor(shared: SharedExecutors) -> ExecutorProcess:
     """Up, without a result backend."""
+    return shared.get("")
+
+
+@pytest.fixture
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where results go. One place for all tests, because it is told to an executor when it starts."""
+    folder = tmp_path_factory.getbasetemp() / "executor-results"
+    folder.mkdir(exist_ok=True)
+    for left in folder.iterdir():
+        left.unlink()
+    return folder / "results"
+
+
+@pytest.fixture
+def storing(shared: SharedExecutors, results: Path) -> ExecutorProcess:
+    """Up, with a result backend."""
+    return shared.get(str(results))
+
+
+@pytest.fixture
+def fresh() -> Iterator[ExecutorProcess]:
+    """Up, and has run nothing yet."""
     with executor_process() as executor:
         yield executor
 
 
 @pytest.fixture
-def results(tmp_path: Path) -> Path:
-    return tmp_path / "results"
-
-
-@pytest.fixture
-def storing(results: Path) -> Iterator[ExecutorProcess]:
-    """Up, with a result backend."""
+def fresh_storing(results: Path) -> Iterator[ExecutorProcess]:
+    """Up, with a result backend, and has run nothing yet."""
     with executor_process(results=results) as executor:
         yield executor
 
@@ -200,7 +225,7 @@ def test_a_burst_is_reported_in_few_frames(executor: ExecutorProcess) -> None:
     count = 3 * FLUSH_EVERY
     executor.channel.send(b"".join(executor.packed(tag, "toy.noop") for tag in range(1, count + 1)))
 
-    reports = []
+    reports: list[int] = []
     while sum(reports) < count:
         reports.append(len(executor.frame(Frame.DONE)) // DONE_RECORD.size)
 
@@ -279,44 +304,44 @@ def test_a_broken_message_fails_alone(storing: ExecutorProcess) -> None:
 # -- the board
 
 
-def test_the_board_shows_what_runs_and_what_is_done(executor: ExecutorProcess, ledger: Ledger, gate: Path) -> None:
+def test_the_board_shows_what_runs_and_what_is_done(fresh: ExecutorProcess, ledger: Ledger, gate: Path) -> None:
     before = time.monotonic()
-    executor.channel.send(executor.packed(4, "toy.noop") + executor.packed(7, "toy.hold", str(ledger.path), str(gate)))
+    fresh.channel.send(fresh.packed(4, "toy.noop") + fresh.packed(7, "toy.hold", str(ledger.path), str(gate)))
     eventually(lambda: ledger.count("start"))
 
-    running, started, done = executor.board.read(0)
+    running, started, done = fresh.board.read(0)
     open_gate(gate)
-    executor.done(2)
+    fresh.done(2)
 
     assert running == 7
     assert before <= started <= time.monotonic()
     assert done == 4
-    assert executor.board.read(0) == (0, 0.0, 7)
-    assert executor.board.last_started(0) == 7
+    assert fresh.board.read(0) == (0, 0.0, 7)
+    assert fresh.board.last_started(0) == 7
 
 
-def test_the_board_never_says_done_of_what_is_not_stored(storing: ExecutorProcess, results: Path) -> None:
+def test_the_board_never_says_done_of_what_is_not_stored(fresh_storing: ExecutorProcess, results: Path) -> None:
     Path(f"{results}.away").touch()
-    storing.channel.send(
-        storing.packed(1, "toy.noop") + storing.packed(2, "toy.add", 1, 1) + storing.packed(3, "toy.noop")
+    fresh_storing.channel.send(
+        fresh_storing.packed(1, "toy.noop")
+        + fresh_storing.packed(2, "toy.add", 1, 1)
+        + fresh_storing.packed(3, "toy.noop")
     )
-    eventually(lambda: storing.board.last_started(0) == 3 and storing.board.read(0)[0] == 0)
+    eventually(lambda: fresh_storing.board.last_started(0) == 3 and fresh_storing.board.read(0)[0] == 0)
 
-    assert storing.board.read(0)[2] == 1
+    assert fresh_storing.board.read(0)[2] == 1
 
 
-def test_the_board_never_says_done_of_what_ended_otherwise(
-    executor: ExecutorProcess, ledger: Ledger, gate: Path
-) -> None:
-    executor.channel.send(
-        executor.packed(1, "toy.noop")
-        + executor.packed(2, "toy.end", "REJECT")
-        + executor.packed(3, "toy.noop")
-        + executor.packed(4, "toy.hold", str(ledger.path), str(gate))
+def test_the_board_never_says_done_of_what_ended_otherwise(fresh: ExecutorProcess, ledger: Ledger, gate: Path) -> None:
+    fresh.channel.send(
+        fresh.packed(1, "toy.noop")
+        + fresh.packed(2, "toy.end", "REJECT")
+        + fresh.packed(3, "toy.noop")
+        + fresh.packed(4, "toy.hold", str(ledger.path), str(gate))
     )
     eventually(lambda: ledger.count("start"))
-    _, _, done = executor.board.read(0)
-    reported = executor.frames(0)
+    _, _, done = fresh.board.read(0)
+    reported = fresh.frames(0)
 
     assert done in (1, 3) if reported else done == 1
 
@@ -538,10 +563,10 @@ def test_soft_limits_that_pass_as_tasks_end_hit_no_other_task_and_no_executor(ch
 
 def _limits_at_every_moment(executor: ExecutorProcess, count: int) -> None:
     for start in range(0, count, 30):
-        frames = []
-        for tag in range(start + 1, start + 31):
-            # every third has a limit that is over when it starts, the others have none and must succeed
-            frames.append(executor.packed(tag, "toy.noop", soft=1e-6 if tag % 3 == 0 else 0.0))
+        # every third has a limit that is over when it starts, the others have none and must succeed
+        frames = [
+            executor.packed(tag, "toy.noop", soft=1e-6 if tag % 3 == 0 else 0.0) for tag in range(start + 1, start + 31)
+        ]
         executor.channel.send(b"".join(frames))
         ends: dict[int, str] = {}
         while len(ends) < 30:

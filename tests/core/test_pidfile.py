@@ -124,7 +124,7 @@ def test_a_symbolic_link_is_refused_and_its_target_left_alone(path: Path, tmp_pa
     target.write_text("content")
     path.symlink_to(target)
 
-    with pytest.raises(PidfileError, match="kw.pid") as failure:
+    with pytest.raises(PidfileError, match=r"kw\.pid") as failure:
         Pidfile(str(path)).acquire()
 
     assert target.read_text() == "content"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from typing import Any
@@ -85,7 +86,7 @@ def test_a_circle_is_printed() -> None:
     circle = failure.value.message.partition(": ")[2].split(" → ")
     assert circle[0] == circle[-1]
     assert set(circle) == {"a", "b", "c"}
-    for step, required in zip(circle, circle[1:], strict=False):
+    for step, required in itertools.pairwise(circle):
         assert required in {"a": "b", "b": "c", "c": "a"}[step], f"{step} does not require {required}"
 
 

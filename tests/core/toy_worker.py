@@ -7,6 +7,7 @@ and reads what became of it from a ledger:
     TOY_MESSAGES  JSON list of [task, id, arguments, attempts]: what waits in the broker
     TOY_HEADERS   JSON object: headers of all these messages
     TOY_AWAY      while this file exists the broker is away
+    TOY_KILL_WAIT seconds, for the kernel's constant
     TOY_STEP      what the plugin's boot step does: "fail", "wait", "fail to stop"
 """
 
@@ -152,6 +153,7 @@ def _registry() -> Registry:
 
 def main(options: dict[str, str]) -> int:
     """Run a worker; options of the section `worker` by name."""
+    worker.KILL_WAIT_S = float(os.environ.get("TOY_KILL_WAIT", worker.KILL_WAIT_S))
     registry = _registry()
     selection = registry.select(None)
     hooks = registry.load_plugins(selection)

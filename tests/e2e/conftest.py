@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -14,6 +13,8 @@ from typing import Any
 import pytest
 
 from kernel_app import App
+from kernel_worker import Broker, BrokerContext, QueueInfo, QueueSpec, Secret
+from kernel_worker.registry import Registry
 from kernel_worker.testing import Ledger
 
 APP = """
@@ -130,12 +131,20 @@ def client(url: str, **settings: Any) -> Iterator[App]:
         app.close()
 
 
-def sizes(command: Command, url: str, queue: str = "celery") -> dict[str, int]:
-    """What `kw queues` says of one queue."""
-    done = command("queues", "-b", url, "-Q", queue, "--json")
-    assert done.returncode == 0, done.stderr
-    found: dict[str, int] = json.loads(done.stdout)[0]
-    return found
+@functools.cache
+def _driver(url: str) -> type[Broker]:
+    registry = Registry.discover()
+    return registry.load_broker(registry.select(), Secret(url))
+
+
+def sizes(url: str, queue: str = "celery") -> QueueInfo:
+    """What the broker itself says of one queue: many times faster than `kw queues`."""
+    broker = _driver(url)(BrokerContext(url, "test", (QueueSpec(queue),)))
+    broker.connect()
+    try:
+        return broker.size(queue)
+    finally:
+        broker.close()
 
 
 def notes(ledger: Ledger, event: str) -> list[Any]:

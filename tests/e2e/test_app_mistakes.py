@@ -30,7 +30,6 @@ def broken(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("pool", ["prefork", "solo"])
 @pytest.mark.parametrize(
     ("spec", "code", "texts"),
     [
@@ -47,9 +46,9 @@ def broken(tmp_path: Path) -> Path:
     ids=["no module", "no app", "no attribute", "two apps", "import", "raise", "syntax", "exit", "setting"],
 )
 def test_application_that_cannot_be_run_is_told_in_one_message(
-    broken: Path, kw: RunKw, pool: str, spec: str, code: int, texts: list[str]
+    broken: Path, kw: RunKw, spec: str, code: int, texts: list[str]
 ) -> None:
-    worker = kw("run", "-A", spec, "-P", pool, ready=False)
+    worker = kw("run", "-A", spec, ready=False)
 
     assert worker.wait(within_s=20) == code, worker.output
     assert worker.output.count("kw: ") == 1
@@ -59,6 +58,15 @@ def test_application_that_cannot_be_run_is_told_in_one_message(
     assert "Traceback" not in worker.output
     assert len(worker.output.splitlines()) <= 2
     assert not worker.family()
+
+
+@pytest.mark.parametrize("spec", ["nowhere", "raising"])
+def test_solo_tells_the_same(broken: Path, command: Command, spec: str) -> None:
+    told = [command("run", "-A", spec, "-P", pool) for pool in ("prefork", "solo")]
+
+    assert told[0].returncode == told[1].returncode
+    assert told[0].stderr == told[1].stderr
+    assert told[0].stdout == told[1].stdout == ""
 
 
 def test_traceback_of_the_application_is_shown_on_request(broken: Path, command: Command) -> None:

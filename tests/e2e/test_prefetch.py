@@ -9,7 +9,7 @@ import pytest
 
 from kernel_worker.testing import Ledger, eventually
 from tests.conftest import RunKw
-from tests.e2e.conftest import Command, client, sizes
+from tests.e2e.conftest import client, sizes
 
 
 def test_two_workers_share_a_few_long_tasks(shop: Path, kw: RunKw, url: str, ledger: Ledger) -> None:
@@ -28,9 +28,7 @@ def test_two_workers_share_a_few_long_tasks(shop: Path, kw: RunKw, url: str, led
     assert {entry["node"] for entry in ledger.entries("start")} == {"kw@w1", "kw@w2"}
 
 
-def test_long_task_leaves_the_others_to_other_workers(
-    shop: Path, kw: RunKw, command: Command, url: str, ledger: Ledger
-) -> None:
+def test_long_task_leaves_the_others_to_other_workers(shop: Path, kw: RunKw, url: str, ledger: Ledger) -> None:
     """Even after a burst of short ones, when much is taken in advance."""
     kw("run", "-A", "shop", "-b", url, "-c", "1")
     with client(url) as app:
@@ -41,9 +39,9 @@ def test_long_task_leaves_the_others_to_other_workers(
         eventually(lambda: ledger.count("start"), within_s=10)
 
         eventually(
-            lambda: sizes(command, url)["in_flight"] <= 2,
+            lambda: sizes(url).in_flight <= 2,
             within_s=5,
-            message=lambda: f"what the worker holds: {sizes(command, url)}",
+            message=lambda: f"what the worker holds: {sizes(url)}",
         )
         other = kw("run", "-A", "shop", "-b", url, "-c", "1")
         eventually(lambda: ledger.count("note") == 20, within_s=5)
@@ -56,34 +54,32 @@ def test_long_task_leaves_the_others_to_other_workers(
 
 
 @pytest.mark.parametrize("multiplier", [1, 3])
-def test_multiplier_bounds_what_is_held(
-    shop: Path, kw: RunKw, command: Command, url: str, ledger: Ledger, multiplier: int
-) -> None:
+def test_multiplier_bounds_what_is_held(shop: Path, kw: RunKw, url: str, ledger: Ledger, multiplier: int) -> None:
     kw("run", "-A", "shop", "-b", url, "-c", "2", "--prefetch-multiplier", str(multiplier))
     with client(url) as app:
         for n in range(40):
             app.send_task("shop.nap", [n, 0.02])
         most = 0
         while ledger.count("end") < 40:
-            most = max(most, sizes(command, url)["in_flight"])
+            most = max(most, sizes(url).in_flight)
 
     assert 1 <= most <= 2 * multiplier
 
 
-def test_parked_task_is_held_by_nobody(shop: Path, kw: RunKw, command: Command, url: str, ledger: Ledger) -> None:
+def test_parked_task_is_held_by_nobody(shop: Path, kw: RunKw, url: str, ledger: Ledger) -> None:
     """Countdown and retry: the worker has nothing in hand meanwhile, and any worker may run it when it is due."""
     first = kw("run", "-A", "shop", "-b", url, "--result-backend", url, "-c", "1", "-n", "w1")
     with client(url) as app:
         sent = app.send_task("shop.again", [1.5])
         eventually(lambda: ledger.count("try") == 1)
-        eventually(lambda: sizes(command, url)["parked"] == 1)
-        parked = sizes(command, url)
+        eventually(lambda: sizes(url).parked == 1)
+        parked = sizes(url)
         assert first.stop() == 0
         kw("run", "-A", "shop", "-b", url, "--result-backend", url, "-c", "1", "-n", "w2")
 
         assert sent.get(timeout=10) == 1
 
     tries = ledger.entries("try")
-    assert (parked["waiting"], parked["in_flight"]) == (0, 0)
+    assert (parked.waiting, parked.in_flight) == (0, 0)
     assert [entry["retries"] for entry in tries] == [0, 1]
     assert 1.4 < tries[1]["at"] - tries[0]["at"] < 4.0

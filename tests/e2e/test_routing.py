@@ -53,7 +53,7 @@ def test_task_of_an_unselected_queue_stays_there(
     command("call", "shop.note", "-a", "[1]", "-A", "shop", "-b", url)
     eventually(lambda: ledger.count("note"))
 
-    assert sizes(command, url, "video")["waiting"] == 1
+    assert sizes(url, "video").waiting == 1
 
 
 def test_queue_that_is_not_declared_is_refused_when_it_may_not_be_created(routed: Path, kw: RunKw) -> None:

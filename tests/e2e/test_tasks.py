@@ -9,7 +9,7 @@ import pytest
 
 from kernel_worker.testing import eventually
 from tests.conftest import RunKw
-from tests.e2e.conftest import Command, client, sizes
+from tests.e2e.conftest import client, sizes
 
 MANY = 20_000
 MEGABYTE = 1024 * 1024
@@ -29,7 +29,7 @@ def test_coroutines_functions_and_failures_give_their_results(shop: Path, kw: Ru
         assert (type(error).__name__, str(error)) == ("ValueError", "on purpose")
 
 
-def test_memory_stays_flat_over_many_tasks(shop: Path, kw: RunKw, command: Command, redis_url: str) -> None:
+def test_memory_stays_flat_over_many_tasks(shop: Path, kw: RunKw, redis_url: str) -> None:
     """Worker and executors, between the first tenth and the end."""
     worker = kw("run", "-A", "shop", "-b", redis_url, "-c", "1")
     processes = [psutil.Process(pid) for pid in worker.family()]
@@ -38,7 +38,7 @@ def test_memory_stays_flat_over_many_tasks(shop: Path, kw: RunKw, command: Comma
         def run(count: int) -> int:
             for _ in range(count):
                 app.send_task("shop.tick")
-            eventually(lambda: sizes(command, redis_url)["waiting"] == 0, within_s=30)
+            eventually(lambda: sizes(redis_url).waiting == 0, within_s=30)
             return sum(process.memory_info().rss for process in processes)
 
         before = run(MANY // 10)

@@ -69,7 +69,7 @@ def test_storm_of_mixed_signals_is_one_shutdown(
 def test_term_while_the_application_is_imported_stops_the_worker(folder: Path, kw: RunKw, pool: str) -> None:
     (folder / "slow.py").write_text("import pathlib, time\npathlib.Path('importing').touch()\ntime.sleep(60)\n")
     worker = kw("run", "-A", "slow", "-P", pool, ready=False)
-    eventually(lambda: (folder / "importing").exists(), within_s=20)
+    eventually((folder / "importing").exists, within_s=20)
 
     assert stop_in_time(worker) == 0
     assert "Traceback" not in worker.output
@@ -109,10 +109,10 @@ def test_term_during_an_outage_stops_an_idle_worker(folder: Path, kw: RunKw, tmp
     assert not worker.family()
 
 
-def test_term_to_an_executor_alone_changes_nothing(url: str, folder: Path, kw: RunKw, ledger: Ledger) -> None:
-    worker = kw(*OPTIONS, "-b", url, "--result-backend", url, "-c", "1")
+def test_term_to_an_executor_alone_changes_nothing(redis_url: str, folder: Path, kw: RunKw, ledger: Ledger) -> None:
+    worker = kw(*OPTIONS, "-b", redis_url, "--result-backend", redis_url, "-c", "1")
     key = name()
-    with client(url) as app:
+    with client(redis_url) as app:
         sent = app.send_task(f"{MODULE}.hold", [key])
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             os.kill(started(ledger, key), number)
@@ -123,10 +123,10 @@ def test_term_to_an_executor_alone_changes_nothing(url: str, folder: Path, kw: R
     assert ledger.count("start", id=key) == 1
 
 
-def test_term_to_the_group_lets_the_task_finish(url: str, folder: Path, kw: RunKw, ledger: Ledger) -> None:
-    worker = kw(*OPTIONS, "-b", url, "--result-backend", url, "-c", "2")
+def test_term_to_the_group_lets_the_task_finish(redis_url: str, folder: Path, kw: RunKw, ledger: Ledger) -> None:
+    worker = kw(*OPTIONS, "-b", redis_url, "--result-backend", redis_url, "-c", "2")
     key = name()
-    with client(url) as app:
+    with client(redis_url) as app:
         sent = app.send_task(f"{MODULE}.hold", [key])
         started(ledger, key)
         worker.signal_group(signal.SIGTERM)
@@ -140,12 +140,12 @@ def test_term_to_the_group_lets_the_task_finish(url: str, folder: Path, kw: RunK
 
 @pytest.mark.parametrize("pool", ["prefork", "solo"])
 def test_task_beyond_the_grace_period_is_put_back_uncounted(
-    url: str, folder: Path, kw: RunKw, ledger: Ledger, pool: str
+    redis_url: str, folder: Path, kw: RunKw, ledger: Ledger, pool: str
 ) -> None:
-    options = (*OPTIONS, "-b", url, "--result-backend", url, "-P", pool)
+    options = (*OPTIONS, "-b", redis_url, "--result-backend", redis_url, "-P", pool)
     first = kw(*options, "--grace", "1", env=NO_SECOND_CHANCE)
     key = name()
-    with client(url) as app:
+    with client(redis_url) as app:
         app.send_task(f"{MODULE}.stubborn", [key])
         started(ledger, key)
 

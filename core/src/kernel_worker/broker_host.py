@@ -112,11 +112,12 @@ class BrokerHost:
         if not self._fetcher.ident:
             return
         self.stop_fetching()
-        self.loop.run_until(lambda: not self.may_deliver, min(deadline, time.monotonic() + 6.0))
+        # Away, and nothing to settle: the threads may be in the middle of a long time-out, for nobody.
+        away = self.settled and not self.connected
+        self.loop.run_until(lambda: away or not self.fetching, min(deadline, time.monotonic() + 6.0))
         self.loop.run_until(lambda: self.settled, deadline)
         self._stop_settle = True
         self._outbox.put(None)
-        away = self.settled and not self.connected  # then its threads may be in the middle of a long time-out
         self.loop.run_until(lambda: away or not self._settling, min(deadline, time.monotonic() + 6.0))
         if not self.fetching and not self._settling:
             self.broker.close()

@@ -218,7 +218,7 @@ class Dispatcher:
         info = self._tasks.get(task)
         request = Request(task_id, task, delivery, info or DEFAULT_TASK)
         if info is None:
-            request.conclude, request.text = OutcomeKind.UNKNOWN, task
+            request.conclude, request.text = OutcomeKind.UNKNOWN, printable(task)
         request.cost = self._costs.get(task, HORIZON_S)
         request.hard = info.time_limit if info is not None and info.time_limit else self._limits[0]
         request.soft = info.soft_time_limit if info is not None and info.soft_time_limit else self._limits[1]

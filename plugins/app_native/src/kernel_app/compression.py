@@ -69,15 +69,17 @@ def compress(body: bytes, mime: str) -> bytes:
 def decompress(body: bytes, mime: str, limit: int) -> bytes:
     """Decompress, producing at most `limit` bytes.
 
-    :raises DecodeError: unknown compression, broken data, or more than `limit` bytes.
+    :raises DecodeError: unknown compression or its package is not installed, broken data, or more than `limit` bytes.
     """
     mime = _ALIASES.get(mime, mime)
     if mime not in _MIMES:
         raise DecodeError("the compression is not known")
     try:
         text = _bounded(body, mime, limit + 1)
-    except (DecodeError, ConfigError, MemoryError):
+    except (DecodeError, MemoryError):
         raise
+    except ConfigError as missing:  # whoever sent this chose the compression: it is no mistake of the reader
+        raise DecodeError(str(missing)) from None
     except Exception as error:  # each library has error classes of its own
         raise DecodeError(f"cannot be decompressed as {mime}: {type(error).__name__}") from error
     if len(text) > limit:
