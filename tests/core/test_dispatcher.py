@@ -533,6 +533,26 @@ def test_a_policy_of_a_plugin_decides_instead_of_the_kernels(make_stage: MakeSta
     assert [(each.verdict, each.reason) for each in stage.settlements] == [(Verdict.DEAD, "ValueError")]
 
 
+@pytest.mark.parametrize("kind", [OutcomeKind.SUCCESS, OutcomeKind.FAILURE], ids=lambda kind: kind.name.lower())
+def test_a_policy_that_raises_leaves_the_decision_to_the_kernels(make_stage: MakeStage, kind: OutcomeKind) -> None:
+    """Cause: the exception ended the handling of the report when the request had been taken out: its delivery was never
+    settled, and those reported with it neither."""
+
+    def broken(request: Request, outcome: object) -> Settlement:
+        raise KeyError("a plugin's bug")
+
+    stage = make_stage(policy=broken)
+    stage.deliver(delivery())
+
+    if kind is OutcomeKind.SUCCESS:
+        stage.puppets[0].succeed("a")
+    else:
+        stage.puppets[0].end("a", kind)
+    stage.turn()
+
+    assert stage.verdicts() == [("a", Verdict.ACK)]
+
+
 @pytest.mark.parametrize(
     ("kind", "event"),
     [

@@ -343,3 +343,17 @@ def test_stop_before_anything_was_started_and_twice_is_harmless(make_stage: Make
     supervisor.stop(time.monotonic())
     supervisor.stop(time.monotonic())
     loop.close()
+
+
+def test_a_plugin_that_raises_when_it_hears_of_a_death_does_not_keep_the_place_empty(make_stage: MakeStage) -> None:
+    """Cause: the exception of its hook left the exit half handled: nobody was started in the dead one's place."""
+
+    def broken(handle: object, reason: str) -> None:
+        raise RuntimeError("a plugin's bug")
+
+    stage = make_stage(2, on_down=broken)
+
+    stage.loop.post(stage.puppets[0].die)
+    stage.turn()
+
+    assert _alive(stage) == [2, 3]

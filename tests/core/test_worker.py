@@ -356,6 +356,41 @@ def test_a_step_that_fails_to_stop_is_terminated_and_told_by_the_exit_code(start
     assert worker.ledger.count("broker closed") == 1
 
 
+def test_a_plugin_that_fails_when_the_worker_is_ready_ends_it_in_order_and_is_named(start: StartWorker) -> None:
+    """Cause: the exception left the worker as it stood: no step was stopped, and the broker learned of it by the end of
+    the lease."""
+    worker = start(pool="solo", env={"TOY_HOOK": "kw_worker_ready"})
+
+    assert worker.wait() == 78
+    assert "kw: plugin toy (kernel-toy 1.0) failed in kw_worker_ready: RuntimeError: a plugin's bug" in worker.output
+    assert worker.ledger.count("broker closed") == 1
+
+
+def test_a_plugin_that_fails_when_the_worker_closes_does_not_take_running_work_along(
+    start: StartWorker, trace: str, gate: Path
+) -> None:
+    """Cause: the exception ended the shutdown before it began: nothing was waited for."""
+    worker = start(_hold(trace, gate), pool="solo", env={"TOY_HOOK": "kw_worker_closing"})
+    _wait_until_started(trace)
+
+    worker.signal(signal.SIGTERM)
+    worker.wait_for("closing")
+    gate.touch()
+
+    assert worker.wait() == 0
+    assert worker.settled() == {"a": "ack"}
+    assert "failed in kw_worker_closing" in worker.output
+
+
+def test_a_plugin_that_fails_when_an_executor_is_up_keeps_nobody_from_working(start: StartWorker) -> None:
+    worker = start(("toy.noop", "a"), pool="solo", env={"TOY_HOOK": "kw_executor_up"})
+    worker.wait_for("ack")
+    worker.signal(signal.SIGTERM)
+
+    assert worker.wait() == 0
+    assert "failed in kw_executor_up" in worker.output
+
+
 def test_a_pidfile_is_held_while_it_runs_and_removed_at_the_end(start: StartWorker, tmp_path: Path) -> None:
     pidfile = tmp_path / "kw.pid"
     first = start(pidfile=pidfile, pool="solo")

@@ -7,6 +7,7 @@ and reads what became of it from a ledger:
     TOY_MESSAGES  JSON list of [task, id, arguments, attempts]: what waits in the broker
     TOY_HEADERS   JSON object: headers of all these messages
     TOY_AWAY      while this file exists the broker is away
+    TOY_HOOK      name of the plugin's hook that raises
     TOY_KILL_WAIT seconds, for the kernel's constant
     TOY_STEP      what the plugin's boot step does: "fail", "wait", "fail to stop"
 """
@@ -121,13 +122,23 @@ class _ToyPlugin:
         does = os.environ.get("TOY_STEP", "")
         return [_ToyStep(does, self._ledger)] if does else []
 
+    def _may_raise(self, hook: str) -> None:
+        if os.environ.get("TOY_HOOK") == hook:
+            raise RuntimeError("a plugin's bug")
+
     @hookimpl
     def kw_worker_ready(self) -> None:
+        self._may_raise("kw_worker_ready")
         self._ledger.note("ready")
+
+    @hookimpl
+    def kw_executor_up(self, pid: int) -> None:
+        self._may_raise("kw_executor_up")
 
     @hookimpl
     def kw_worker_closing(self, reason: str) -> None:
         self._ledger.note("closing", reason=reason)
+        self._may_raise("kw_worker_closing")
 
     @hookimpl
     def kw_worker_stopped(self, exit_code: int) -> None:

@@ -61,7 +61,7 @@ def test_queues_and_purge_tell_what_waits_runs_and_is_parked(
     assert refused.returncode == 1
     assert "celery: 4 messages deleted" in purged.stdout
     eventually(lambda: ledger.count("end") == 1)
-    eventually(lambda: sizes(url) == QueueInfo("celery"))
+    eventually(lambda: sizes(url) == QueueInfo("celery", 0))
 
 
 def test_dead_letters_are_listed_with_their_reason(shop: Path, kw: RunKw, command: Command, url: str) -> None:

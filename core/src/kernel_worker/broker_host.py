@@ -48,7 +48,9 @@ class BrokerHost:
         self.connected = False
         self.last_error = ""
         self.fetching = False
-        """Whether the fetch thread may still deliver."""
+        """Whether the fetch thread runs."""
+        self._delivering = False
+        """Loop thread: whether the loop has not yet seen everything that was fetched."""
         self._settling = False
         self._deliver = deliver
         self._held = held
@@ -76,7 +78,7 @@ class BrokerHost:
 
     def start(self) -> None:
         """Begin to connect; `connected` becomes true some time later."""
-        self.fetching = self._settling = True
+        self.fetching = self._settling = self._delivering = True
         self._fetcher.start()
         self._settler.start()
 
@@ -94,7 +96,7 @@ class BrokerHost:
     @property
     def may_deliver(self) -> bool:
         """Whether something may still arrive. Not while the broker is away: nobody need wait for an attempt to connect."""
-        return self.fetching and self.connected
+        return self._delivering and (self.connected or not self.fetching)
 
     @property
     def settled(self) -> bool:
@@ -114,7 +116,7 @@ class BrokerHost:
         self.stop_fetching()
         # Away, and nothing to settle: the threads may be in the middle of a long time-out, for nobody.
         away = self.settled and not self.connected
-        self.loop.run_until(lambda: away or not self.fetching, min(deadline, time.monotonic() + 6.0))
+        self.loop.run_until(lambda: away or not self._delivering, min(deadline, time.monotonic() + 6.0))
         self.loop.run_until(lambda: self.settled, deadline)
         self._stop_settle = True
         self._outbox.put(None)
@@ -141,7 +143,7 @@ class BrokerHost:
                 self._back_off(error)
         self.fetching = False
         self._usable.set()  # the settle thread no longer waits for a connection from here
-        self.loop.post(self._thread_ended)
+        self.loop.post(self._fetch_ended)
 
     def _fetch_until_broken(self) -> None:
         while not self._stop_fetch.is_set():
@@ -215,6 +217,10 @@ class BrokerHost:
         except queue.Empty:
             pass
         return batch, count
+
+    def _fetch_ended(self) -> None:
+        # Posted after the last deliveries: were `fetching` asked instead, they might come when nobody settles any more.
+        self._delivering = False
 
     def _thread_ended(self) -> None:
         """Nothing to do but to turn the loop: somebody waits for the end of the thread."""

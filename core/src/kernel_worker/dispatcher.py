@@ -117,10 +117,8 @@ class Dispatcher:
         self._filters = tuple(filters)
         self._on_up = on_up
         self._on_down = on_down
-        self._own_policy = policy is not None
-        self._policy = policy or (
-            lambda request, outcome: decide(request.delivery, request.info, outcome, max_deliveries)
-        )
+        self._max_deliveries = max_deliveries
+        self._plugins_policy = policy
         self._rate = 0.0
         self._rate_at = time.monotonic()
         self._rate_from = 0
@@ -308,7 +306,7 @@ class Dispatcher:
                 request = self._finish(executor, tag, runtime)
                 if request is None:
                     continue
-                if self._own_policy:
+                if self._plugins_policy is not None:
                     self._release(request, self._policy(request, Outcome(OutcomeKind.SUCCESS, runtime)))
                 else:
                     self._release(request, Settlement(request.delivery, Verdict.ACK))
@@ -345,6 +343,14 @@ class Dispatcher:
             known = self._costs.get(request.task)
             self._costs[request.task] = runtime if known is None else known + 0.2 * (runtime - known)
         return request
+
+    def _policy(self, request: Request, outcome: Outcome) -> Settlement:
+        if self._plugins_policy is not None:
+            try:
+                return self._plugins_policy(request, outcome)
+            except Exception:  # a plugin's bug must not leave the delivery unsettled: the kernel's policy decides
+                log.exception("settle policy %r failed", self._plugins_policy, extra={"action": "policy_failed"})
+        return decide(request.delivery, request.info, outcome, self._max_deliveries)
 
     def _conclude(self, request: Request, outcome: Outcome) -> None:
         settlement = request.final or self._policy(request, outcome)

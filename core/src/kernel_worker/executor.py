@@ -11,6 +11,7 @@ and ends the process when the kernel is gone.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import logging
@@ -695,6 +696,12 @@ def process_main() -> None:
     except ChannelClosed:
         pass
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        flush_output()
         os._exit(code)  # threads that tasks left behind must not keep the process
+
+
+def flush_output() -> None:
+    """Write out what was printed, before a fork or `os._exit`. That nobody can read it is no reason to fail."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, by its reader or by a task; or None
+            stream.flush()

@@ -133,7 +133,15 @@ class Supervisor:
         self.loop.add_reader(ours, self._read, handle)
         if not self._spawner.preloads:
             handle.channel.queue(self._hello)
-        self._spawner.spawn(Birth(handle.key, theirs, board, handle.slots))
+        try:
+            self._spawner.spawn(Birth(handle.key, theirs, board, handle.slots))
+        except OSError:  # there is no process whose exit could be reported
+            del self.executors[handle.key]
+            self.loop.remove(ours)
+            handle.channel.close()
+            board.close()
+            theirs.close()
+            raise
 
     # -- spawner's events
 
@@ -176,18 +184,30 @@ class Supervisor:
             log.log(
                 level, "executor %d ended: %s", handle.pid, reason, extra={"action": "executor_down", "pid": handle.pid}
             )
-        if self.events is not None:
-            self.events.on_down(handle, reason)
-        handle.board.close()
-        self._replace(handle, reason)
+        try:
+            if self.events is not None:
+                self.events.on_down(handle, reason)
+        finally:  # a plugin that hears of it may raise; the executor is replaced all the same
+            handle.board.close()
+            self._replace(handle, reason)
 
     def _replace(self, handle: Handle, reason: str) -> None:
         if self._closing or self.failure is not None or self._restart_pending:
             return
         if handle.up or handle.retiring:
             self.restarts += 1
-            self._fill()
+            self._refill()
             return
+        self._back_off(reason)
+
+    def _refill(self) -> None:
+        """Fill again. Where the system refuses (processes, memory, descriptors), later: nobody else would ask."""
+        try:
+            self._fill()
+        except OSError as error:
+            self._back_off(f"it could not be started: {error}")
+
+    def _back_off(self, reason: str) -> None:
         self._early_deaths += 1
         if self._early_deaths >= MAX_EARLY_DEATHS:
             self.failure = ExecutorError(
@@ -207,7 +227,7 @@ class Supervisor:
 
     def _restart(self) -> None:
         self._restart_pending = False
-        self._fill()
+        self._refill()
 
     # -- frames
 

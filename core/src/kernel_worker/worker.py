@@ -105,6 +105,7 @@ class Worker:
         self.cold = False
         self.start_deadline: float | None = None
         self.exit_code = 0
+        self._failure: KernelWorkerError | None = None
         self.started_at = time.time()
         self._births: queue.SimpleQueue[Birth | None] = queue.SimpleQueue()
         self._spawner: Spawner | None = None
@@ -273,7 +274,7 @@ class Worker:
             print(f"kw: {failure}", file=sys.stderr, flush=True)
         if self._pidfile is not None:
             self._pidfile.release()
-        sys.stdout.flush()
+        executor.flush_output()
         os._exit(code)
 
     def _live(self) -> int:
@@ -285,10 +286,13 @@ class Worker:
             self.sequence.start(ctx)
         except StartInterrupted:
             return 0
-        self.say(self.banner())
-        self.hooks.kw_worker_ready(self)
-        self.say(f"{self.node} ready.")
-        self.loop.run_until(lambda: self.stop_reason or self.supervisor.failure)
+        try:
+            self.say(self.banner())
+            self.hooks.kw_worker_ready(self)
+            self.say(f"{self.node} ready.")
+        except KernelWorkerError as error:  # a plugin's bug: what was started is stopped, then it is told
+            self._failure = error
+        self.loop.run_until(lambda: self.stop_reason or self._failure or self.supervisor.failure)
         return self._shut_down(ctx)
 
     def stop(self, reason: str, cold: bool = False) -> None:
@@ -300,11 +304,14 @@ class Worker:
         self.stop("SIGINT", cold=bool(self.stop_reason))
 
     def _shut_down(self, ctx: StepContext) -> int:
-        failure = self.supervisor.failure
+        failure = self._failure or self.supervisor.failure
         reason = self.stop_reason or str(failure)
         deadline = time.monotonic() + (0.0 if self.cold or failure else self.config.worker.grace)
         dispatcher = self.dispatcher
-        self.hooks.kw_worker_closing(self, reason)
+        try:
+            self.hooks.kw_worker_closing(self, reason)
+        except KernelWorkerError as error:  # running work is not given up for it
+            log.error("%s", error, extra={"action": "hook_failed"})
         self.sequence.close(ctx)
         running = len(dispatcher.in_flight)
         waiting = f", waiting up to {self.config.worker.grace:g} s for {running} running" if running else ""

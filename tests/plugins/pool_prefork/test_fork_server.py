@@ -277,6 +277,7 @@ pool.until(lambda: not pool.supervisor.executors)
 pool.close()
 """
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
+    environment.pop("PYTHONUNBUFFERED", None)
 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
 

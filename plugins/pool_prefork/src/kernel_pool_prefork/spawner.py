@@ -46,9 +46,12 @@ class ForkServerSpawner(Spawner):
         self._process, sock = self.prestarted or start_interpreter()
         self.prestarted = None
         self._channel = Channel(sock)
-        self._channel.send(hello_frame(self.hello))
         self.loop.add_reader(sock, self._read)
         watch_exit(self.loop, self._process, self._server_exited, self._process)
+        try:
+            self._channel.send(hello_frame(self.hello))
+        except ChannelClosed:
+            pass  # it has died already: its exit is about to be noticed
 
     def spawn(self, birth: Birth) -> None:
         if self._channel is None:
@@ -58,8 +61,11 @@ class ForkServerSpawner(Spawner):
         frame = pack_json(Frame.FORK, {"key": birth.key, "slots": birth.slots})
         try:
             socket.send_fds(self._channel.sock, [frame], [birth.sock.fileno(), birth.board.fd])
-        except OSError:
+        except (BrokenPipeError, ConnectionResetError):
             pass  # the fork server has died: its exit is about to be noticed, and reports every child
+        except OSError:  # no descriptor can be sent now: this executor will not come
+            self._alive.discard(birth.key)
+            raise
         birth.sock.close()
 
     def kill(self, key: int, number: int) -> None:
