@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from kernel_worker.testing import eventually
+from kernel_worker.testing import Ledger, eventually
 
 from .worker_run import WorkerRun
 
@@ -106,6 +106,21 @@ def test_a_signal_while_the_application_is_imported_ends_it_well(start: StartWor
     worker.signal(signal.SIGTERM)
 
     assert worker.wait(4.0) == 0
+
+
+def test_a_start_that_is_rolled_back_while_a_task_runs_puts_it_back_when_it_has_ended(
+    start: StartWorker, trace: str, gate: Path
+) -> None:
+    """Cause: the driver was closed, which gives messages back, and the pool stopped after it: for seconds the task went
+    on while another worker could run it too."""
+    worker = start(_hold(trace, gate), step="wait")
+    _wait_until_started(trace)
+
+    worker.signal(signal.SIGTERM)
+
+    assert worker.wait(6.0) == 0
+    assert worker.settled() == {"a": "requeue"}
+    assert worker.ledger.entries()[-1]["event"] == "broker closed"
 
 
 def test_a_signal_while_a_step_of_a_plugin_starts_rolls_back(start: StartWorker) -> None:
@@ -243,6 +258,22 @@ def test_a_child_killed_while_it_works_costs_one_attempt_and_the_task_runs_again
     assert worker.ledger.count("requeue", id="poison", count=True) == 2
     reason = worker.ledger.entries("dead", id="poison")[0]["reason"]
     assert reason == "Worker exited prematurely: signal SIGKILL (delivery 3 of at most 3)"
+
+
+def test_a_last_child_killed_while_the_worker_stops_is_not_waited_for(
+    start: StartWorker, trace: str, gate: Path
+) -> None:
+    """Cause: the end of its task waited for an executor to be stored by, and while closing none is started any more:
+    the worker sat out its grace period."""
+    worker = start(_hold(trace, gate), max_deliveries=1)
+    _wait_until_started(trace)
+    worker.signal(signal.SIGTERM)
+    worker.wait_for("closing")
+
+    os.kill(Ledger(trace).entries("start")[0]["pid"], signal.SIGKILL)
+
+    assert worker.wait(5.0) == 0
+    assert worker.settled() == {"a": "dead"}
 
 
 def test_a_broker_that_goes_away_and_comes_back_is_consumed_from_again(
@@ -389,6 +420,17 @@ def test_a_plugin_that_fails_when_an_executor_is_up_keeps_nobody_from_working(st
 
     assert worker.wait() == 0
     assert "failed in kw_executor_up" in worker.output
+
+
+def test_a_plugin_that_fails_when_an_executor_is_down_keeps_nobody_from_working(start: StartWorker, trace: str) -> None:
+    worker = start(("toy.kill_itself", "a", trace), ("toy.noop", "b"), env={"TOY_HOOK": "kw_executor_down"})
+    worker.wait_for("ack")
+    worker.wait_for("dead")
+    worker.signal(signal.SIGTERM)
+
+    assert worker.wait() == 0
+    assert worker.settled() == {"a": "dead", "b": "ack"}
+    assert "failed in kw_executor_down" in worker.output
 
 
 def test_a_pidfile_is_held_while_it_runs_and_removed_at_the_end(start: StartWorker, tmp_path: Path) -> None:

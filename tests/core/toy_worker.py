@@ -136,6 +136,10 @@ class _ToyPlugin:
         self._may_raise("kw_executor_up")
 
     @hookimpl
+    def kw_executor_down(self, pid: int) -> None:
+        self._may_raise("kw_executor_down")
+
+    @hookimpl
     def kw_worker_closing(self, reason: str) -> None:
         self._ledger.note("closing", reason=reason)
         self._may_raise("kw_worker_closing")

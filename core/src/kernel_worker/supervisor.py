@@ -6,6 +6,7 @@ comes back through `Events`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import signal
@@ -124,24 +125,23 @@ class Supervisor:
 
     def _add(self) -> None:
         assert self._spawner is not None
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        board = Board.create(self.layout.slots)
-        handle = Handle(self._next_key, Channel(ours), board, self.layout.slots)
-        self._next_key += 1
-        self.executors[handle.key] = handle
-        self.loop.add_reader(ours, self._read, handle)
-        if not self._spawner.preloads:
-            handle.channel.queue(self._hello)
-        try:
+        with contextlib.ExitStack() as undo:  # where the system refuses, no exit will be reported that takes it away
+            ours, theirs = socket.socketpair()
+            undo.callback(ours.close)
+            undo.callback(theirs.close)
+            ours.setblocking(False)
+            board = Board.create(self.layout.slots)
+            undo.callback(board.close)
+            handle = Handle(self._next_key, Channel(ours), board, self.layout.slots)
+            self._next_key += 1
+            self.executors[handle.key] = handle
+            undo.callback(self.executors.pop, handle.key)
+            self.loop.add_reader(ours, self._read, handle)
+            undo.callback(self.loop.remove, ours)
+            if not self._spawner.preloads:
+                handle.channel.queue(self._hello)
             self._spawner.spawn(Birth(handle.key, theirs, board, handle.slots))
-        except OSError:  # there is no process whose exit could be reported
-            del self.executors[handle.key]
-            self.loop.remove(ours)
-            handle.channel.close()
-            board.close()
-            theirs.close()
-            raise
+            undo.pop_all()
 
     # -- spawner's events
 

@@ -6,6 +6,7 @@ second one. Signals only ask; the loop acts.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import queue
@@ -271,7 +272,8 @@ class Worker:
         code = self.exit_code
         if failure is not None:
             code = failure.exit_code if isinstance(failure, KernelWorkerError) else 1
-            print(f"kw: {failure}", file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):  # nobody reads it: no reason to stay
+                print(f"kw: {failure}", file=sys.stderr, flush=True)
         if self._pidfile is not None:
             self._pidfile.release()
         executor.flush_output()
@@ -316,9 +318,7 @@ class Worker:
         running = len(dispatcher.in_flight)
         waiting = f", waiting up to {self.config.worker.grace:g} s for {running} running" if running else ""
         self.say(f"{self.node} stops ({reason}){waiting}")
-        self.loop.run_until(lambda: not self._busy() or self.cold, deadline)
-        if self._busy():
-            self._put_back()
+        self.finish_running(deadline)
         clean = self.sequence.stop(ctx, time.monotonic() + KILL_WAIT_S + 2.0)
         accounted = clean and not dispatcher.held and self.broker_host.settled
         self.exit_code = (failure.exit_code if failure else 0) or (0 if accounted else 1)
@@ -328,8 +328,17 @@ class Worker:
         self.say(f"{self.node} stopped.")
         return self.exit_code
 
+    def finish_running(self, deadline: float) -> None:
+        """Closed: let what runs finish until the monotonic deadline, then put it back. Loop thread."""
+        self.loop.run_until(lambda: not self._busy() or self.cold, deadline)
+        if self._busy():
+            self._put_back()
+
     def _busy(self) -> bool:
-        return bool(self.dispatcher.in_flight or self.dispatcher.ready or self.broker_host.may_deliver)
+        dispatcher = self.dispatcher
+        # What is ready waits for an executor to store its end; while closing, none comes up any more.
+        unstored = dispatcher.ready and self.supervisor.executors
+        return bool(dispatcher.in_flight or unstored or self.broker_host.may_deliver)
 
     def _put_back(self) -> None:
         """The grace period is over: what still runs goes back to its queue, without an attempt counted."""
@@ -352,7 +361,8 @@ class Worker:
         try:
             print(text, flush=True)
         except OSError:
-            pass
+            # Nobody reads any more. What is left in the buffer must not fail again when the process ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
     def broker_up(self) -> None:
         """Connected. Loop thread."""
@@ -365,11 +375,18 @@ class Worker:
 
     def executor_up(self, handle: Handle) -> None:
         """An executor is ready. Loop thread."""
-        self.hooks.kw_executor_up(self, handle.pid)
+        self._tell(self.hooks.kw_executor_up, handle.pid)
 
     def executor_down(self, handle: Handle, reason: str) -> None:
         """An executor has ended. Loop thread."""
-        self.hooks.kw_executor_down(self, handle.pid, reason)
+        self._tell(self.hooks.kw_executor_down, handle.pid, reason)
+
+    def _tell(self, hook: Callable[..., None], *arguments: object) -> None:
+        """Call a hook in the middle of accounting for an executor, which a plugin's bug must not cut short."""
+        try:
+            hook(self, *arguments)
+        except KernelWorkerError as error:
+            log.error("%s", error, extra={"action": "hook_failed"})
 
     def banner(self) -> str:
         """What runs here, for people."""

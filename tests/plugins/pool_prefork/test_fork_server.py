@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from kernel_pool_prefork import PreforkPool
-from kernel_pool_prefork.spawner import ForkServerSpawner
+from kernel_pool_prefork.spawner import ForkServerSpawner, start_interpreter
 from kernel_worker.drivers import Layout
 from kernel_worker.errors import ExecutorError, UsageError
 from kernel_worker.testing import Ledger, eventually
 from tests.core.live_pool import LivePool, call
-from tests.core.toy_app import ROOT, stored
+from tests.core.toy_app import ROOT, hello, stored
 
 
 @pytest.fixture
@@ -230,6 +230,20 @@ def test_a_server_that_is_killed_while_it_loads_is_a_failure_with_a_reason(pool:
     assert "the fork server ended with status -9" in pool.supervisor.failure.message
 
 
+def test_a_server_that_died_before_it_was_used_is_a_failure_with_a_reason(pool: LivePool) -> None:
+    process, sock = start_interpreter()
+    process.kill()
+    eventually(lambda: _is_zombie(process.pid))
+    value = hello()
+    spawner = ForkServerSpawner(pool.loop, value, pool.supervisor)
+    spawner.prestarted = process, sock
+
+    pool.supervisor.start_loading(spawner, value)
+    pool.until(lambda: pool.supervisor.failure)
+
+    assert "the fork server ended with status -9" in str(pool.supervisor.failure)
+
+
 def _kill_by_file(path: Path) -> bool:
     if not path.exists() or not path.read_text().endswith("\n"):
         return False
@@ -283,6 +297,35 @@ pool.close()
 
     assert done.returncode == 0, done.stderr
     assert done.stdout == "imported\n"
+
+
+@pytest.mark.parametrize(
+    "stdout",
+    ["os.close(1)", "r, w = os.pipe(); os.close(r); os.dup2(w, 1)"],
+    ids=["closed", "without a reader"],
+)
+def test_an_application_that_prints_when_imported_is_served_whatever_stdout_is(tmp_path: Path, stdout: str) -> None:
+    """Cause: the fork server took the failing flush for the end of the kernel, or died of it, again and again."""
+    (tmp_path / "loud_app.py").write_text("from tests.core.toy_app import app\nprint('imported')\n")
+    code = f"""
+import os, sys
+{stdout}
+sys.path[:0] = [{ROOT!r}]
+from kernel_pool_prefork.spawner import ForkServerSpawner
+from tests.core.live_pool import LivePool, call
+pool = LivePool(ForkServerSpawner)
+pool.start(1, app="loud_app:app", workdir={str(tmp_path)!r})
+pool.run(call("toy.noop", "a"))
+verdicts = pool.wait_for_verdicts(1)
+pool.close()
+sys.stderr.write(f"{{verdicts}}")
+"""
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
+    environment.pop("PYTHONUNBUFFERED", None)
+
+    done = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, env=environment)
+
+    assert done.stderr.endswith("{'a': 'ack'}")
 
 
 def test_threads_of_the_import_are_warned_of(
