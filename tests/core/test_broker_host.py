@@ -313,11 +313,17 @@ def test_the_driver_never_connects_while_it_settles(host: Host, broker: MemoryBr
     assert broker.offences == []
 
 
-def test_a_settlement_that_no_driver_can_carry_out_does_not_block_the_others(
-    host: Host, broker: MemoryBroker, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    "error",
+    [UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed"), BrokerRefused("NOPERM no such rights")],
+    ids=["a bug of the driver", "refused by the broker"],
+)
+def test_a_settlement_that_cannot_be_carried_out_does_not_block_the_others(
+    host: Host, broker: MemoryBroker, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
-    """Cause: an unexpected error of the driver (a reason it could not encode) had the same batch repeated for ever, with
-    a new connection each time: nothing was acked any more."""
+    """Cause: an unexpected error of the driver (a reason it could not encode), or a refusal that concerned one message
+    (no rights to the dead letters), had the same batch repeated for ever, with a new connection each time: nothing was
+    acked any more."""
     broker.put(*messages("a", "poison", "b"))
     host.connect()
     host.host.allow(3, 3)
@@ -325,7 +331,7 @@ def test_a_settlement_that_no_driver_can_carry_out_does_not_block_the_others(
 
     def choke(batch: Sequence[Settlement]) -> None:
         if any(each.delivery.headers["id"] == "poison" for each in batch):
-            raise UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed")
+            raise error
 
     broker.on_settle = choke  # type: ignore[method-assign]
     with caplog.at_level(logging.ERROR):
@@ -548,7 +554,6 @@ def test_stop_ends_in_time_while_the_broker_is_away(
 ) -> None:
     """Cause of a thread that never ended: the settle thread took the connection for usable and tried for ever."""
     monkeypatch.setattr("kernel_worker.broker_host.BACKOFF_FIRST_S", 0.004)
-    threads = threading.active_count()
     host = Host(broker)
     if ever_connected:
         broker.put(*messages("a"))
@@ -565,7 +570,7 @@ def test_stop_ends_in_time_while_the_broker_is_away(
     begun = time.monotonic()
     host.stop(within_s=0.3)
     took = time.monotonic() - begun
-    host.until(lambda: threading.active_count() == threads)
+    host.until(lambda: not any(thread.name in ("kw-fetch", "kw-settle") for thread in threading.enumerate()))
     host.loop.close()
 
     assert took < 1.0

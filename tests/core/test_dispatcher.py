@@ -288,9 +288,10 @@ def test_a_task_measured_short_waits_at_the_slots_in_equal_shares(make_stage: Ma
 
 
 def test_no_slot_holds_more_than_the_limit(stage: Stage) -> None:
+    burst = deliveries("short", range(MAX_DEPTH + 50))
     stage.learn("short", 0.000001)
 
-    stage.deliver(*deliveries("short", range(MAX_DEPTH + 50)))
+    stage.deliver(*burst)
 
     assert len(stage.puppets[0].jobs) == MAX_DEPTH
 

@@ -218,6 +218,18 @@ def test_behind_long_tasks_nothing_waits_that_another_worker_could_run(make_stag
     assert room(stage) == 0
 
 
+def test_a_burst_after_an_idle_time_is_not_taken_for_too_much(make_stage: MakeStage, clock: _Clock) -> None:
+    """Cause: the idle time counted as time in which no task ended."""
+    stage = make_stage(4)
+    stage.learn("short", 0.001)
+    clock.now += 0.7
+
+    stage.deliver(*deliveries("long", range(8)))
+
+    assert stage.settlements == []
+    assert [len(puppet.jobs) for puppet in stage.puppets] == [1, 1, 1, 1]
+
+
 def test_after_a_long_task_the_free_slot_is_filled_and_a_later_burst_is_asked_for_in_full(
     make_stage: MakeStage, clock: _Clock
 ) -> None:

@@ -86,7 +86,7 @@ def test_a_worker_runs_what_waits_and_stops_when_it_is_told(start: StartWorker, 
 
 
 @pytest.mark.parametrize(
-    ("pool", "number"), [("prefork", signal.SIGTERM), ("prefork", signal.SIGQUIT), ("solo", signal.SIGINT)]
+    ("pool", "number"), [("prefork", signal.SIGTERM), ("solo", signal.SIGQUIT), ("solo", signal.SIGINT)]
 )
 def test_a_signal_while_the_broker_is_waited_for_ends_it_well(start: StartWorker, pool: str, number: int) -> None:
     worker = start(pool=pool, away=True)
@@ -141,7 +141,7 @@ def _root() -> str:
 
 
 @pytest.mark.parametrize(
-    ("pool", "number"), [("prefork", signal.SIGTERM), ("prefork", signal.SIGHUP), ("solo", signal.SIGINT)]
+    ("pool", "number"), [("prefork", signal.SIGTERM), ("solo", signal.SIGHUP), ("solo", signal.SIGINT)]
 )
 def test_a_signal_lets_running_work_finish_and_returns_the_rest(
     start: StartWorker, pool: str, number: int, trace: str, gate: Path
@@ -295,7 +295,7 @@ def test_a_broker_that_goes_away_and_comes_back_is_consumed_from_again(
 
 
 def test_what_cannot_be_settled_at_the_end_is_told_by_the_exit_code(start: StartWorker, trace: str, gate: Path) -> None:
-    worker = start(_hold(trace, gate), pool="solo", env={"TOY_KILL_WAIT": "0"})
+    worker = start(_hold(trace, gate), pool="solo", env={"TOY_KILL_WAIT": "-1.6"})
     _wait_until_started(trace)
     worker.away.touch()
     gate.touch()
@@ -328,12 +328,12 @@ CANNOT_START: dict[str, tuple[dict[str, Any], int, str]] = {
         "pool 'solo' cannot end a task at a hard time limit (--time-limit 5)",
     ),
     "a step fails": (
-        {"step": "fail"},
+        {"step": "fail", "pool": "solo"},
         70,
         "kw: boot step 'toy' of toy (kernel-toy 1.0) failed: OSError: port 80 is taken",
     ),
     "no broker in time": (
-        {"away": True, "startup_timeout": "1.5", "pool": "solo"},
+        {"away": True, "startup_timeout": "0.8", "pool": "solo"},
         69,
         "gave up after --startup-timeout: still waiting for the broker (connection refused)",
     ),
@@ -366,6 +366,21 @@ def test_a_worker_that_cannot_start_says_why_and_leaves_nothing(cannot_start: di
     assert words in worker.output
     assert "Traceback" not in worker.output
     assert worker.ledger.count("ready") == 0
+
+
+def test_a_hook_that_exits_in_the_inline_executor_leaves_a_worker_that_stops(
+    start: StartWorker, tmp_path: Path
+) -> None:
+    """Cause: the exit ended the main thread: the worker stayed, ran nothing any more and said nothing."""
+    (tmp_path / "leaving.py").write_text(
+        "import sys\nfrom tests.core.toy_app import ToyApp, app\nToyApp.setup = lambda *_: sys.exit('no database')\n"
+    )
+    worker = start(app="leaving:app", pool="solo", env={"PYTHONPATH": f"{_root()}:{tmp_path}"})
+    eventually(lambda: worker.output.count("no database") > 1, within_s=10)
+
+    worker.signal(signal.SIGTERM)
+
+    assert worker.wait(6.0) == 0
 
 
 def test_a_step_that_fails_is_rolled_back_with_those_before_it(cannot_start: dict[str, WorkerRun]) -> None:

@@ -236,9 +236,11 @@ class BrokerHost:
             with self._connection:
                 self.broker.settle(batch)
             return True
-        except (BrokerUnavailable, BrokerRefused) as error:
+        except BrokerUnavailable as error:
             self._lost_connection(error)
             return False
+        except BrokerRefused as error:
+            return self._settle_singly(batch, error)
         except Exception as error:
             log.exception("broker driver failed to settle", extra={"action": "settle_failed"})
             return self._settle_singly(batch, error)
@@ -250,7 +252,7 @@ class BrokerHost:
             try:
                 with self._connection:
                     self.broker.settle([settlement])
-            except (BrokerUnavailable, BrokerRefused) as error:
+            except BrokerUnavailable as error:
                 self._lost_connection(error)
                 return False
             except Exception:  # told already for the whole batch
@@ -261,9 +263,10 @@ class BrokerHost:
             return False
         for settlement in failed:  # its lease brings the message back
             log.error(
-                "a delivery of queue %s cannot be settled (%s)",
+                "a delivery of queue %s cannot be settled (%s): %s",
                 settlement.delivery.queue,
                 settlement.verdict.value,
+                cause,
                 extra={"action": "settlement_dropped", "queue": settlement.delivery.queue},
             )
         return True

@@ -170,10 +170,8 @@ class Dispatcher:
                 continue
             for callback in received:
                 callback(request, None)
-            if request.eta > now and self._can_delay:
-                self._settle(Settlement(delivery, Verdict.DELAY, until=request.eta))
-            elif request.eta > now:
-                self._park(request, request.eta)
+            if request.eta > now:
+                self._release(request, Settlement(delivery, Verdict.DELAY, until=request.eta))
             elif self._filters:
                 self._admit(request)
             else:
@@ -197,7 +195,7 @@ class Dispatcher:
                 log.exception("admission filter %r failed", admission, extra={"action": "filter_failed"})
                 continue
             if settlement is not None:
-                self._settle(settlement)
+                self._release(request, settlement)
                 return
         self.ready.append(request)
 
@@ -354,9 +352,6 @@ class Dispatcher:
 
     def _conclude(self, request: Request, outcome: Outcome) -> None:
         settlement = request.final or self._policy(request, outcome)
-        if settlement.verdict is Verdict.DELAY and not self._can_delay and not self.closing:
-            self._park(request, settlement.until)
-            return
         if outcome.kind is OutcomeKind.INVALID:
             log.error(
                 "invalid message on queue %s is kept as dead letter: %s",
@@ -416,7 +411,8 @@ class Dispatcher:
     def _lost(self, request: Request, executor: Handle, reason: str) -> None:
         if executor.doomed_tag == request.tag:
             outcome = Outcome(OutcomeKind.TIMEOUT, error=f"{request.hard:g}")
-        elif executor.doom and not executor.at_fault:  # the kernel ended it: not this request's doing
+        elif (executor.doom and not executor.at_fault) or reason == "retired":
+            # The kernel ended it, or it left in order with ends that no result store took: not this request's doing.
             outcome = Outcome(OutcomeKind.CANCELLED, error=reason)
         else:
             outcome = Outcome(OutcomeKind.LOST, error=f"Worker exited prematurely: {reason}")
@@ -481,6 +477,11 @@ class Dispatcher:
         self._settle(Settlement(delivery, Verdict.DEAD, reason))
 
     def _release(self, request: Request, settlement: Settlement) -> None:
+        if settlement.verdict is Verdict.DELAY and not self._can_delay:
+            if not self.closing:
+                self._park(request, settlement.until)
+                return
+            settlement = Settlement(settlement.delivery, Verdict.REQUEUE)
         if request.acked and settlement.verdict in (Verdict.ACK, Verdict.DEAD):
             self._released += 1  # acked when it started (early ack): nothing is left to settle
         else:
@@ -539,11 +540,7 @@ class Dispatcher:
         rate = self._measure_rate()
         self._rate = rate if rate > before else 0.5 * before + 0.5 * rate
         self._notice_pace()
-        if self._slow:
-            handles = self.supervisor.executors.values()
-            keep = sum(max(0, h.slots - _depth(h)) for h in handles if h.up and not h.retiring)
-        else:
-            keep = int(self._rate * SURPLUS_S) + 4 * self._slots()
+        keep = 0 if self._slow else int(self._rate * SURPLUS_S) + 4 * self._slots()
         if len(self.ready) > keep:
             self._give_up(len(self.ready) - keep)
         self._ticking = not self.closing and (self.held > 0 or self._rate > 1.0)
@@ -551,10 +548,12 @@ class Dispatcher:
             self.loop.call_later(TICK_S, self._tick)
 
     def _notice_pace(self) -> None:
-        """Slow: the slots did not end two tasks each in half a second. Then nothing is held but what runs: whatever
-        waits behind such tasks is better off with another worker."""
+        """Slow: all slots were busy and did not end two tasks each in half a second. Then nothing is held but what
+        runs: whatever waits behind such tasks is better off with another worker."""
         now = time.monotonic()
-        if self.completed - self._pace_from >= 2 * self._slots():
+        handles = [h for h in self.supervisor.executors.values() if h.up and not h.retiring]
+        is_idle = any(_depth(handle) < handle.slots for handle in handles)
+        if is_idle or self.completed - self._pace_from >= 2 * self._slots():
             self._slow = False
         elif now - self._pace_at > SURPLUS_S:
             self._slow = True

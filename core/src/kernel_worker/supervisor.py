@@ -31,6 +31,8 @@ log = logging.getLogger("kernel_worker.supervisor")
 
 MAX_EARLY_DEATHS = 10
 """Executors that end before they were up, one after the other, before the worker gives up."""
+DEAF_S = 1.0
+"""How long after its connection an executor may end by itself."""
 RESTART_DELAY_S = 1.0
 RESTART_DELAY_MAX_S = 30.0
 
@@ -237,7 +239,7 @@ class Supervisor:
         except ChannelClosed:
             # Its exit is reported by the spawner, with the reason; stop spinning on the end of file.
             self.loop.remove(handle.channel.sock)
-            self.loop.call_later(1.0, self._kill_deaf, handle)
+            self.loop.call_later(DEAF_S, self._kill_deaf, handle)
         except FrameError as error:
             log.warning("executor %d sent nonsense", handle.pid, exc_info=error, extra={"action": "frame_error"})
             self.loop.remove(handle.channel.sock)

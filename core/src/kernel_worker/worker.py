@@ -255,7 +255,7 @@ class Worker:
             self._serves_inline = True
             try:
                 code = executor.main(Channel(birth.sock), birth.board)
-            except Exception:  # told to the supervisor by its frames; here for the log
+            except BaseException:  # sys.exit() in a hook, too. Told to the supervisor by its frames; here for the log
                 log.exception("inline executor failed", extra={"action": "executor_failed"})
             finally:
                 self._serves_inline = False

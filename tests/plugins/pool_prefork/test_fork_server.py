@@ -132,7 +132,10 @@ def test_a_task_that_takes_its_process_along_is_dead_after_the_last_attempt(
     assert ledger.count("start") == 1
 
 
-def test_a_child_that_closes_its_descriptors_and_goes_on_is_killed(pool: LivePool, ledger: Ledger, gate: Path) -> None:
+def test_a_child_that_closes_its_descriptors_and_goes_on_is_killed(
+    pool: LivePool, ledger: Ledger, gate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kernel_worker.supervisor.DEAF_S", 0.05)
     pool.start(2)
 
     pool.run(call("toy.close_descriptors", "deaf", str(ledger.path), str(gate)))
@@ -199,9 +202,12 @@ def _is_zombie(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
 
-def test_executors_asked_for_while_the_dead_server_is_not_yet_reported_are_accounted_for(pool: LivePool) -> None:
+def test_executors_asked_for_while_the_dead_server_is_not_yet_reported_are_accounted_for(
+    pool: LivePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Cause: its closed socket was noticed first and a second server started, whose start made the report of the first
     one's end, and with it the end of all its executors, be ignored: they were waited for as long as the worker ran."""
+    monkeypatch.setattr("kernel_worker.supervisor.RESTART_DELAY_S", 0.01)
     pool.start(2)
     server = _server(pool)
     os.kill(server, signal.SIGKILL)
