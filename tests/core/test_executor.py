@@ -101,7 +101,7 @@ def test_loaded_tells_what_is_in_the_application(tmp_path: Path) -> None:
         ("no_such_module", "usage", "-A no_such_module: no module named 'no_such_module' (looked in "),
         ("tests.core.no_such", "usage", "no module named 'tests.core.no_such'"),
         ("tests.core.toy_app:ap", "usage", "module 'tests.core.toy_app' has no attribute 'ap'"),
-        ("tests.core.toy_app:nothing", "usage", "there is no application in it (kinds of application known here: toy)"),
+        ("tests.core.toy_app:nothing", "usage", "there is no application in it, or more than one (found: builtins."),
         ("tests.core.toy_app:broken", "import", "-A tests.core.toy_app:broken: ValueError: setting 'x' is wrong ("),
     ],
     ids=["no module", "no module in a package", "no attribute", "no application", "loading fails"],

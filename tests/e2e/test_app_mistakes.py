@@ -11,6 +11,7 @@ from tests.e2e.conftest import Command
 
 USAGE = 2
 EX_SOFTWARE = 70
+EX_CONFIG = 78
 
 
 @pytest.fixture
@@ -22,6 +23,7 @@ def broken(tmp_path: Path) -> Path:
         "raising": "def boom():\n    raise RuntimeError('no database')\n\nboom()\n",
         "syntax": "def f(:\n    pass\n",
         "leaving": "import sys\nsys.exit(3)\n",
+        "theirs": "class Celery:\n    pass\n\napp = Celery()\n",
         "two": "from kernel_app import App\nfirst = App('a')\nsecond = App('b')\n",
         "settings": "from kernel_app import App\napp = App('a', task_acks_latte=True)\n",
     }
@@ -36,14 +38,26 @@ def broken(tmp_path: Path) -> Path:
         ("nowhere", USAGE, ["no module named 'nowhere'"]),
         ("empty", USAGE, ["no application in it"]),
         ("empty:app", USAGE, ["has no attribute 'app'"]),
-        ("two", USAGE, ["no application in it"]),
+        ("two", USAGE, ["no application in it", "more than one", "module:attribute"]),
+        ("theirs", USAGE, ["no application in it", "found: theirs.Celery"]),
         ("importing", EX_SOFTWARE, ["ModuleNotFoundError", "does_not_exist_anywhere", "importing.py:1"]),
         ("raising", EX_SOFTWARE, ["RuntimeError: no database", "raising.py:2"]),
         ("syntax", EX_SOFTWARE, ["SyntaxError", "syntax.py:1"]),
         ("leaving", EX_SOFTWARE, ["SystemExit", "leaving.py:2"]),
         ("settings", EX_SOFTWARE, ["task_acks_latte", "task_acks_late"]),
     ],
-    ids=["no module", "no app", "no attribute", "two apps", "import", "raise", "syntax", "exit", "setting"],
+    ids=[
+        "no module",
+        "no app",
+        "no attribute",
+        "two apps",
+        "another kind",
+        "import",
+        "raise",
+        "syntax",
+        "exit",
+        "setting",
+    ],
 )
 def test_application_that_cannot_be_run_is_told_in_one_message(
     broken: Path, kw: RunKw, spec: str, code: int, texts: list[str]
@@ -85,3 +99,21 @@ def test_commands_tell_the_same_of_an_application(broken: Path, command: Command
         if arguments[0] != "report":
             assert done.returncode == USAGE, arguments
             assert "nowhere" in done.stderr
+
+
+@pytest.mark.parametrize("spec", ["./empty", "empty:", "empty/app", "a b"])
+def test_application_that_is_no_module_name_is_refused(broken: Path, kw: RunKw, spec: str) -> None:
+    worker = kw("run", "-A", spec, ready=False)
+
+    assert worker.wait(within_s=20) == USAGE, worker.output
+    assert f"{spec!r} is not the name of a module" in worker.output
+    assert "Traceback" not in worker.output
+    assert not worker.family()
+
+
+def test_log_file_that_cannot_be_opened_is_told_with_its_path(broken: Path, kw: RunKw) -> None:
+    worker = kw("run", "-A", "two:first", "-f", str(broken / "nowhere" / "kw.log"), ready=False)
+
+    assert worker.wait(within_s=20) == EX_CONFIG, worker.output
+    assert f"logfile {broken / 'nowhere' / 'kw.log'}: No such file or directory" in worker.output
+    assert "Traceback" not in worker.output

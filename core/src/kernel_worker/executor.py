@@ -503,7 +503,12 @@ def load_app(hello: dict[str, Any]) -> LoadedApp:
         if app is not None:
             return _load(loader, app, context, spec)
     kinds = ", ".join(loader.name for loader in loaders) or "none"
-    raise LoadError(f"-A {spec}: there is no application in it (kinds of application known here: {kinds})", "usage")
+    usual = type(getattr(target, "app", getattr(target, "celery", target)))
+    raise LoadError(
+        f"-A {spec}: there is no application in it, or more than one (found: {usual.__module__}.{usual.__qualname__}; "
+        f"kinds of application known here: {kinds}); name it as module:attribute",
+        "usage",
+    )
 
 
 def _load(loader: AppLoader, app: object, context: LoadContext, spec: str) -> LoadedApp:

@@ -182,7 +182,7 @@ class Supervisor:
         handle.channel.close()
         reason = handle.doom or ("retired" if handle.retiring and status == 0 else exit_reason(status))
         if handle.up:
-            level = logging.INFO if reason == "retired" else logging.WARNING
+            level = logging.INFO if reason == "retired" or self._closing else logging.WARNING
             log.log(
                 level, "executor %d ended: %s", handle.pid, reason, extra={"action": "executor_down", "pid": handle.pid}
             )

@@ -22,7 +22,15 @@ from .bus import Bus
 from .config import Config, Secret
 from .control import ControlTable
 from .drivers import Layout, Pool
-from .errors import BrokerUnavailable, ExecutorError, KernelWorkerError, StartError, StartInterrupted, UsageError
+from .errors import (
+    BrokerUnavailable,
+    ConfigError,
+    ExecutorError,
+    KernelWorkerError,
+    StartError,
+    StartInterrupted,
+    UsageError,
+)
 from .hooks import Hooks
 from .loop import Loop
 from .pidfile import Pidfile
@@ -454,7 +462,12 @@ def run(config: Config, registry: Registry, selection: Selection, hooks: Hooks, 
     :param prestarted: what the pool's `prestart` gave, if it was called.
     """
     make_hello(config, registry, selection, config.worker.node, "")  # a missing application is told before all else
-    executor.configure_logging(log_options(config, selection))
+    try:
+        executor.configure_logging(log_options(config, selection))
+    except OSError as error:
+        raise ConfigError(
+            f"logfile {config.worker.logfile}: {error.strerror}", hint="choose another with -f"
+        ) from error
     return Worker(config, registry, selection, hooks, prestarted).run()
 
 

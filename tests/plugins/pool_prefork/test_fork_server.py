@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kernel_pool_prefork import PreforkPool
-from kernel_pool_prefork.spawner import ForkServerSpawner, start_interpreter
+from kernel_pool_prefork.spawner import MAX_ASKED, ForkServerSpawner, start_interpreter
+from kernel_worker.board import Board
 from kernel_worker.drivers import Layout
 from kernel_worker.errors import ExecutorError, UsageError
+from kernel_worker.loop import Loop
+from kernel_worker.spawn import Birth
 from kernel_worker.testing import Ledger, eventually
+from kernel_worker.wire import Frame, pack_json
 from tests.core.live_pool import LivePool, call
 from tests.core.toy_app import ROOT, hello, stored
 
@@ -395,3 +401,49 @@ def test_a_replacement_takes_milliseconds(pool: LivePool) -> None:
     pool.until(lambda: pool.pids not in ([], [victim]))
 
     assert time.monotonic() - begun < 1.0
+
+
+class _Silent:
+    """Hears what a spawner tells, and says nothing."""
+
+    def on_loaded(self, info: dict[str, Any]) -> None: ...
+    def on_failed(self, failure: dict[str, Any]) -> None: ...
+    def on_born(self, key: int, pid: int) -> None: ...
+    def on_exited(self, key: int, status: int) -> None: ...
+
+
+def _asked(sock: socket.socket) -> int:
+    """How many executors have been asked for since the last call."""
+    data, fds, _, _ = socket.recv_fds(sock, 65536, 256, socket.MSG_DONTWAIT)
+    for fd in fds:
+        os.close(fd)
+    return data.count(b'"slots"')
+
+
+def test_executors_are_asked_for_few_at_a_time() -> None:
+    """Cause: requests for some hundred were sent without reading the answers, until both sides waited for each other."""
+    loop = Loop()
+    ours, theirs = socket.socketpair()
+    process = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+    spawner = ForkServerSpawner(loop, {}, _Silent())
+    spawner.prestarted = (process, ours)
+    try:
+        spawner.start()
+        theirs.recv(65536)
+        for key in range(40):
+            end, other = socket.socketpair()
+            other.close()
+            spawner.spawn(Birth(key, end, Board.create(1), 1))
+        first = sum(_asked(theirs) for _ in range(MAX_ASKED))
+
+        theirs.send(pack_json(Frame.FORKED, {"key": 0, "pid": 1}) + pack_json(Frame.EXITED, {"key": 1, "status": 1}))
+        loop.turn(5.0)
+        second = sum(_asked(theirs) for _ in range(2))
+    finally:
+        process.kill()
+        process.communicate()
+        spawner.stop()
+        theirs.close()
+        loop.close()
+
+    assert (first, second) == (MAX_ASKED, 2)
