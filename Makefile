@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 PYTHON ?=
 export PYTHON
 # Nothing of the caller's Python may leak into the environment.
-unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
+unexport PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE PYTHONUNBUFFERED VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
 .PHONY: help demo setup lint format test test-faults bench new-plugin constraints servers
