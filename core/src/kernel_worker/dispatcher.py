@@ -129,6 +129,9 @@ class Dispatcher:
         self._ticking = False
         self._allowed = 0
         supervisor.events = self
+        for executor in supervisor.executors.values():
+            if executor.up:  # it was faster than we
+                self.on_up(executor)
         loop.at_turn_end(self._turn_end)
 
     def begin(self, tasks: Mapping[str, TaskInfo]) -> None:
