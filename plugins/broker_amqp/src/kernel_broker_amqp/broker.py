@@ -25,7 +25,9 @@ from .link import Link
 from .relay import Relay
 from .server import parse
 from .settling import Mover
+from .topology import is_quorum
 
+_GRACE_S = 0.05
 _RESTED_S = 2.0  # a kernel that has not fetched for so long has no room: consumers do not stay open for it
 
 
@@ -62,7 +64,8 @@ class AmqpBroker(Broker):
         self._mover = Mover(Relay(self._server, f"kw:settle:{context.holder}"), queues)
         self._other = Relay(self._server, f"kw:other:{context.holder}")
         self._other_lock = threading.Lock()
-        self._intake = Intake(queues, context.max_message_bytes, self._interrupt, self._parker.park)
+        grace_s = _GRACE_S if any(is_quorum(spec.arguments) for spec in context.queues) else 0.0
+        self._intake = Intake(queues, context.max_message_bytes, self._interrupt, self._parker.park, grace_s=grace_s)
         self._link: Link | None = None
 
     def connect(self) -> None:

@@ -91,7 +91,9 @@ def read(header: bytes, body: bytes) -> Content:
     for name in _OF_SERVER:
         found.pop(name, None)
     if properties.get("content_type") is None and "task" not in found:
-        return Content(properties, found, own, body, "no task message: it has neither a content type nor a 'task' header")
+        return Content(
+            properties, found, own, body, "no task message: it has neither a content type nor a 'task' header"
+        )
     return Content(properties, found, own, body)
 
 

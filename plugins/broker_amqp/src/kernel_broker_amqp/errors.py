@@ -1,8 +1,8 @@
 """What can go wrong between here and the server. Imports nothing of the kernel, because clients use it too.
 
-    ConnectionError (builtin)
-    ├── AmqpUnavailable    no connection, no answer in time, blocked, channel closed: connect again
-    └── AmqpRefused        the server said no: rights, password, arguments of a queue
+ConnectionError (builtin)
+├── AmqpUnavailable    no connection, no answer in time, blocked, channel closed: connect again
+└── AmqpRefused        the server said no: rights, password, arguments of a queue
 """
 
 from __future__ import annotations

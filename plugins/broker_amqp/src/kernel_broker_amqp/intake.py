@@ -64,13 +64,18 @@ class Intake:
 
     :param largest: bytes of the largest body that is delivered as a task.
     :param park: for messages that come before their time.
+    :param grace_s: how long to wait for messages when there is no time to wait: quorum queues may answer a cancel
+        before they deliver.
     """
 
-    def __init__(self, queues: Iterable[str], largest: int, interrupt: Interrupt, park: Park) -> None:
+    def __init__(
+        self, queues: Iterable[str], largest: int, interrupt: Interrupt, park: Park, *, grace_s: float = 0.0
+    ) -> None:
         self._queues = tuple(dict.fromkeys(queues))
         self._largest = largest
         self._interrupt = interrupt
         self._park = park
+        self._grace_s = grace_s
         self._serial = 0
         self._turn = 0
         self._early: list[tuple[int, tuple[str, content.Content, float]]] = []
@@ -115,6 +120,9 @@ class Intake:
                 break
             # Without time to wait the answer to "is there something" still takes a round trip: the cancel's.
             if left <= 0:
+                until = time.monotonic() + self._grace_s
+                while not channel.inbox and time.monotonic() < until:
+                    self._take_in(channel, channel.link.receive(until - time.monotonic()))
                 self._end_consumers(channel)
                 self._repark(channel)
                 return self._collect(channel, limit)

@@ -81,8 +81,7 @@ class Link:
         except OSError as error:
             connection.collect()
             raise AmqpUnavailable(f"{server}: {_one_line(error) or type(error).__name__}") from None
-        link = cls(server, connection)
-        return link
+        return cls(server, connection)
 
     def fileno(self) -> int:
         """The socket's descriptor, for `select`."""

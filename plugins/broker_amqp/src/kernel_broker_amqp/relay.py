@@ -228,9 +228,7 @@ class Relay:
         with link.reading:
             # Closing the channel puts back what was taken, in its order. It is answered after the last get.
             self._is_ready = False
-            link.send(
-                wire.get(_CHANNEL, queue) * count + wire.frame(_CHANNEL, wire.CHANNEL_CLOSE, _GOOD_BYE)
-            )
+            link.send(wire.get(_CHANNEL, queue) * count + wire.frame(_CHANNEL, wire.CHANNEL_CLOSE, _GOOD_BYE))
             link.wait_for(_CHANNEL, wire.CHANNEL_CLOSE_OK, take)
         return found
 

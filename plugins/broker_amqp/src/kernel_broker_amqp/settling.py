@@ -14,7 +14,6 @@ from .errors import NotRouted
 from .intake import CHANNEL, Channel, Intake, Receipt
 from .relay import Outgoing, Relay
 
-
 _FAR = 1e11  # the year 5138
 
 
@@ -59,9 +58,7 @@ class Mover:
         if name not in self._declared:
             self.relay.declare_queue(name, topology.dead_arguments(quorum=queue in self._quorum))
             self._declared.add(name)
-        header = message.with_own(
-            attempts=attempts, reason=_storable(reason), died_at=time.time(), letter=uuid4().hex
-        )
+        header = message.with_own(attempts=attempts, reason=_storable(reason), died_at=time.time(), letter=uuid4().hex)
         return Outgoing("", name, header, message.body)
 
     def publish(self, messages: Sequence[Outgoing]) -> None:

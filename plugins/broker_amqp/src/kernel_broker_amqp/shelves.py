@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from kernel_worker.types import DeadLetter, QueueSpec
 
 from . import content, topology
-from .relay import Outgoing, Relay
 from .errors import NotRouted
+from .relay import Outgoing, Relay
 
 _LISTED = 10_000  # of more dead letters in one queue, the newest are not looked for
 

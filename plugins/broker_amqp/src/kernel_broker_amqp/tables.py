@@ -18,8 +18,8 @@ _FLAGS = struct.Struct(">H")
 _FIXED: dict[int, struct.Struct] = {
     ord(letter): struct.Struct(form)
     for letter, form in {
-        **{"b": ">b", "B": ">B", "s": ">h", "U": ">h", "u": ">H", "I": ">i", "i": ">I"},
-        **{"l": ">q", "L": ">q", "f": ">f", "d": ">d", "t": ">?", "T": ">Q"},
+        "b": ">b", "B": ">B", "s": ">h", "U": ">h", "u": ">H", "I": ">i", "i": ">I",
+        "l": ">q", "L": ">q", "f": ">f", "d": ">d", "t": ">?", "T": ">Q",
     }.items()
 }
 _STRING, _TABLE, _LIST, _NONE, _BYTES, _DECIMAL, _TIME = b"SFAVxDT"
@@ -81,7 +81,9 @@ def _write(value: Any, parts: list[bytes]) -> None:
     elif isinstance(value, (bytes, bytearray)):
         parts += (b"x", _SIZE.pack(len(value)), bytes(value))
     elif isinstance(value, (str, int, float)):  # subclasses, e.g. enumerations
-        _write(str(value) if isinstance(value, str) else float(value) if isinstance(value, float) else int(value), parts)
+        _write(
+            str(value) if isinstance(value, str) else float(value) if isinstance(value, float) else int(value), parts
+        )
     else:
         raise ValueError(f"a header holds a {type(value).__name__}, which AMQP cannot carry")
 
