@@ -108,7 +108,14 @@ class TestAmqpBroker(BrokerContract):
 
 
 NO_PRIORITY = "this kind of queue has no priorities: the class above asks for them"
-WITHOUT_PRIORITY = dict.fromkeys(("test_urgent_messages_come_first_and_equal_ones_in_order", "test_batch_is_ordered_by_priority", "test_requeued_message_keeps_its_priority"), NO_PRIORITY)
+WITHOUT_PRIORITY = dict.fromkeys(
+    (
+        "test_urgent_messages_come_first_and_equal_ones_in_order",
+        "test_batch_is_ordered_by_priority",
+        "test_requeued_message_keeps_its_priority",
+    ),
+    NO_PRIORITY,
+)
 
 
 class TestPlainQueues(TestAmqpBroker):

@@ -60,8 +60,11 @@ def test_message_is_what_py_amqp_reads(make_publisher: MakePublisher, channel: a
     (got,) = drained(channel)
     assert got.body == "[[2, 2], {}, {}]"
     assert got.headers == {
-        "task": "proj.add", "id": "t1", "retries": 0,
-        "timelimit": [None, 2.5], "stamps": {"ä": True},
+        "task": "proj.add",
+        "id": "t1",
+        "retries": 0,
+        "timelimit": [None, 2.5],
+        "stamps": {"ä": True},
     }
     assert (got.properties["content_type"], got.properties["content_encoding"]) == ("application/json", "utf-8")
     assert (got.properties["delivery_mode"], got.properties["priority"]) == (2, 5)

@@ -18,8 +18,19 @@ _FLAGS = struct.Struct(">H")
 _FIXED: dict[int, struct.Struct] = {
     ord(letter): struct.Struct(form)
     for letter, form in {
-        "b": ">b", "B": ">B", "s": ">h", "U": ">h", "u": ">H", "I": ">i", "i": ">I",
-        "l": ">q", "L": ">q", "f": ">f", "d": ">d", "t": ">?", "T": ">Q",
+        "b": ">b",
+        "B": ">B",
+        "s": ">h",
+        "U": ">h",
+        "u": ">H",
+        "I": ">i",
+        "i": ">I",
+        "l": ">q",
+        "L": ">q",
+        "f": ">f",
+        "d": ">d",
+        "t": ">?",
+        "T": ">Q",
     }.items()
 }
 _STRING, _TABLE, _LIST, _NONE, _BYTES, _DECIMAL, _TIME = b"SFAVxDT"
