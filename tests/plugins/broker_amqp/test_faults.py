@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -24,9 +25,9 @@ def channel(rabbitmq_server: RabbitServer, amqp_url: str) -> Iterator[amqp.Chann
 
 
 @contextmanager
-def tunnelled(server: RabbitServer) -> Iterator[tuple[Proxy, AmqpBroker]]:
+def tunnelled(server: RabbitServer, **options: float) -> Iterator[tuple[Proxy, AmqpBroker]]:
     tunnel = Proxy(server.port)
-    broker = AmqpBroker(BrokerContext(f"amqp://guest:guest@127.0.0.1:{tunnel.port}//"))
+    broker = AmqpBroker(BrokerContext(f"amqp://guest:guest@127.0.0.1:{tunnel.port}//", options=options))
     broker.connect()
     broker.declare(broker.context.queues)
     try:
@@ -34,6 +35,12 @@ def tunnelled(server: RabbitServer) -> Iterator[tuple[Proxy, AmqpBroker]]:
     finally:
         broker.close()
         tunnel.close()
+
+
+def fetch_for(broker: AmqpBroker, seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        assert broker.fetch(10, 1.0) == []
 
 
 def reconnect(broker: AmqpBroker) -> None:
@@ -111,6 +118,16 @@ def test_lost_settle_connection_is_opened_again(rabbitmq_server: RabbitServer, a
         settle(broker, Verdict.DEAD, *collect(broker, 1), reason="second")
 
         assert {letter.reason for letter in broker.dead_letters(QUEUE)} == {"first", "second"}
+
+
+def test_connection_that_goes_silent_is_noticed_by_its_heartbeat(rabbitmq_server: RabbitServer, amqp_url: str) -> None:
+    with tunnelled(rabbitmq_server, heartbeat=1) as (tunnel, broker), tunnel.blackhole():
+        began = time.monotonic()
+
+        with pytest.raises(BrokerUnavailable, match="silent"):
+            fetch_for(broker, 10)
+
+        assert time.monotonic() - began < 5
 
 
 def test_queue_with_other_arguments_is_refused_by_name(amqp_url: str, channel: amqp.Channel) -> None:

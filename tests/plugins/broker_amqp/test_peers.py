@@ -68,7 +68,9 @@ def test_celery_client_sends_to_kw(kw: RunKw, tmp_path: Path, amqp_url: str, led
     client.send_task("peer.note", ("after",), {"colour": "blue"})
     client.send_task("peer.note", ("later",), {"colour": "blue"}, countdown=1.5)
 
-    eventually(lambda: noted(ledger, "kw") == ["before", "after", "later"], within_s=15, message=lambda: str(ledger.entries()))
+    eventually(
+        lambda: noted(ledger, "kw") == ["before", "after", "later"], within_s=15, message=lambda: str(ledger.entries())
+    )
     client.close()
 
 
