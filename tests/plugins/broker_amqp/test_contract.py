@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from kernel_worker.testing.broker_base import QUEUE, collect, counts, each_once,
 from kernel_worker.testing.messages import body_of, envelope
 from kernel_worker.testing.waiting import eventually
 
+ALL = [name for name in dir(BrokerContract) if name.startswith("test_")]
 APART = "AMQP keeps headers, properties and body apart: the envelope's JSON text is not what lies in the queue"
 OWN_ONLY = "AMQP tells nobody what another connection holds: in_flight counts the worker's own"
 
@@ -26,12 +28,24 @@ def make_on(url: str, **arguments: Any) -> Any:
     return broker_factory(AmqpBroker, url, queues=(QueueSpec(QUEUE, arguments=arguments),))
 
 
+NO_PRIORITY = "such a queue has no priorities: TestPriorityQueues asks for them"
+WITHOUT_PRIORITY = dict.fromkeys(
+    (
+        "test_urgent_messages_come_first_and_equal_ones_in_order",
+        "test_batch_is_ordered_by_priority",
+        "test_requeued_message_keeps_its_priority",
+    ),
+    NO_PRIORITY,
+)
+
+
 class TestAmqpBroker(BrokerContract):
-    """Classic queues with priorities."""
+    """Classic queues as Celery declares them by default."""
 
     urgent_first = (9, 6, 3, 0)
     many = 1_500
     deviations: ClassVar[dict[str, str]] = {
+        **WITHOUT_PRIORITY,
         "test_dead_message_is_kept_byte_identical_with_the_reason": APART,
         "test_too_large_message_ends_in_the_dead_letters_and_is_not_delivered": APART,
         "test_reserved_messages_are_in_flight_and_not_waiting": OWN_ONLY,
@@ -40,7 +54,7 @@ class TestAmqpBroker(BrokerContract):
 
     @pytest.fixture
     def make_broker(self, amqp_url: str) -> Iterator[MakeBroker]:
-        with make_on(amqp_url, **{"x-max-priority": 10}) as make:
+        with make_on(amqp_url) as make:
             yield make
 
     @pytest.fixture
@@ -107,34 +121,23 @@ class TestAmqpBroker(BrokerContract):
         assert counts(other) == {"waiting": 3}
 
 
-NO_PRIORITY = "this kind of queue has no priorities: the class above asks for them"
-WITHOUT_PRIORITY = dict.fromkeys(
-    (
-        "test_urgent_messages_come_first_and_equal_ones_in_order",
-        "test_batch_is_ordered_by_priority",
-        "test_requeued_message_keeps_its_priority",
-    ),
-    NO_PRIORITY,
-)
+class TestPriorityQueues(TestAmqpBroker):
+    """Classic queues with priorities: what is different with them."""
 
-
-class TestPlainQueues(TestAmqpBroker):
-    """Classic queues as Celery declares them by default."""
-
-    deviations: ClassVar[dict[str, str]] = {**TestAmqpBroker.deviations, **WITHOUT_PRIORITY}
+    deviations: ClassVar[dict[str, str]] = {
+        name: "asked of plain queues, which take the same way" for name in ALL if not re.search("priority|urgent", name)
+    }
+    for _name in TestAmqpBroker.deviations.keys() & deviations.keys():
+        locals()[_name] = getattr(BrokerContract, _name)
 
     @pytest.fixture
     def make_broker(self, amqp_url: str) -> Iterator[MakeBroker]:
-        with broker_factory(AmqpBroker, amqp_url) as make:
+        with make_on(amqp_url, **{"x-max-priority": 10}) as make:
             yield make
 
 
 LATE = "the server counts quorum queues late"
-COUNTING = {
-    name: LATE
-    for name in dir(BrokerContract)
-    if name.startswith("test_") and "counts(" in inspect.getsource(getattr(BrokerContract, name))
-}
+COUNTING = {name: LATE for name in ALL if "counts(" in inspect.getsource(getattr(BrokerContract, name))}
 TO_THE_BACK = "a quorum queue without delivery limit puts what is returned at its end"
 
 
@@ -144,7 +147,6 @@ class TestQuorumQueues(TestAmqpBroker):
     deviations: ClassVar[dict[str, str]] = {
         **COUNTING,
         **TestAmqpBroker.deviations,
-        **WITHOUT_PRIORITY,
         "test_dead_letters_are_listed_newest_first_up_to_the_limit": LATE,
         "test_requeue_puts_the_message_to_the_front": TO_THE_BACK,
         "test_requeued_batch_comes_before_what_waited": TO_THE_BACK,

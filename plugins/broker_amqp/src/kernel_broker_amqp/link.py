@@ -246,13 +246,16 @@ class Link:
                 pass  # it is gone already
         return error
 
-    def close(self) -> None:
-        """Say good-bye and close, so that the server has seen everything that was sent. Never raises."""
+    def close(self, within_s: float = 1.0) -> None:
+        """Say good-bye and close, so that the server has seen everything that was sent. Never raises.
+
+        :param within_s: for the server's answer. A socket that is closed before it may reset what is on its way.
+        """
         try:
             if self._error is None and self.reading.acquire(timeout=1.0):
                 try:
                     self.send(wire.frame(0, wire.CONNECTION_CLOSE, b"\0\0\0\0\0\0\0"))
-                    deadline = time.monotonic() + 1.0
+                    deadline = time.monotonic() + within_s
                     while time.monotonic() < deadline:
                         self.receive(deadline - time.monotonic())
                 finally:

@@ -276,7 +276,8 @@ class Relay:
         """Say good-bye. Idempotent, never raises."""
         link, self._link = self._link, None
         if link is not None:
-            link.close()
+            # Without confirms the answer is all that says that what was published has arrived.
+            link.close(1.0 if self._confirm else self._server.deadline_s)
 
     def abandon(self) -> None:
         """Forget the connection without a word: in a forked child."""
