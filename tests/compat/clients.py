@@ -73,9 +73,7 @@ def call(
     return answer(app.send_task(task, args, kwargs, **options))
 
 
-def send(
-    app: Any, task: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Any
-) -> str:
+def send(app: Any, task: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Any) -> str:
     """Send, and return the id."""
     return str(app.send_task(task, args, kwargs, **options).id)
 
@@ -165,6 +163,34 @@ def linked(
     return answer(app.send_task(task, args, **{kind: signature}, **more)), link_id
 
 
+def call_with_chain(
+    app: Any,
+    task: str,
+    args: Sequence[Any],
+    rest: Sequence[Sequence[Any]],
+    ids: Sequence[str],
+    queue: str,
+) -> None:
+    """Send a task and, in its message, what follows; with these ids, in the order in which they run."""
+    steps = [
+        app.signature(name, args=own, options={"task_id": task_id, "queue": queue})
+        for (name, *own), task_id in zip(rest, ids[1:], strict=True)
+    ]
+    app.send_task(task, args, task_id=ids[0], queue=queue, chain=steps[::-1])
+
+
+def through_topic(app: Any, exchange: str, keys: Sequence[str], task: str, calls: Sequence[Sequence[Any]]) -> list[str]:
+    """Send to a topic exchange that only the worker has bound queues to."""
+    if type(app).__module__.startswith("kernel_app"):
+        options: dict[str, Any] = {"exchange": exchange, "exchange_type": "topic"}
+    else:  # a Celery client that has not declared an exchange takes it for a direct one
+        from kombu import Exchange
+
+        topic = Exchange(exchange, type="topic")
+        options = {"exchange": topic, "declare": [topic]}
+    return [send(app, task, args, routing_key=key, **options) for key, args in zip(keys, calls, strict=True)]
+
+
 # --------------------------------------------------------------------------- what only Celery's client has
 
 
@@ -177,17 +203,12 @@ def _signature(app: Any, step: Sequence[Any], queue: str) -> Any:
 
 
 def chain(
-    app: Any,
-    steps: Sequence[Sequence[Any]],
-    queue: str,
-    stamps: Mapping[str, Any] | None = None,
-    first_options: Mapping[str, Any] | None = None,
+    app: Any, steps: Sequence[Sequence[Any]], queue: str, stamps: Mapping[str, Any] | None = None
 ) -> list[Answer]:
     """Run a chain; the answers of its steps from first to last."""
     from celery import chain as make_chain
 
-    first, *rest = (_signature(app, step, queue) for step in steps)
-    made = make_chain(first.set(**(first_options or {})), *rest, app=app)
+    made = make_chain(*(_signature(app, step, queue) for step in steps), app=app)
     if stamps:
         made.stamp(**stamps)
     result = made.apply_async()
@@ -196,6 +217,14 @@ def chain(
         found.append(result)
         result = result.parent
     return [answer(app.AsyncResult(each.id)) for each in reversed(found)]
+
+
+def expired_chain(app: Any, queue: str) -> Any:
+    """The result of a chain whose first step has expired."""
+    from celery import chain as make_chain
+
+    first = _signature(app, ("add", 1), queue).set(expires=-1)
+    return make_chain(first, _signature(app, ("add", 2), queue), app=app).apply_async().get(timeout=WAIT_S)
 
 
 def chain_with_group(app: Any, first: Sequence[Any], members: Sequence[Sequence[Any]], queue: str) -> list[Answer]:
@@ -246,15 +275,6 @@ def chunks(app: Any, queue: str) -> Answer:
 
     made = xstarmap(app.signature("compat.add"), [(1, 2), (3, 4)], app=app)
     return answer(made.apply_async(queue=queue))
-
-
-def through_topic(app: Any, exchange: str, keys: Sequence[str], task: str, calls: Sequence[Sequence[Any]]) -> list[str]:
-    """Send to a topic exchange, that only the worker has bound queues to."""
-    from kombu import Exchange
-
-    topic = Exchange(exchange, type="topic")
-    pairs = zip(keys, calls, strict=True)
-    return [send(app, task, args, exchange=topic, routing_key=key, declare=[topic]) for key, args in pairs]
 
 
 def loaded(app: Any) -> list[str]:

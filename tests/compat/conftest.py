@@ -128,14 +128,15 @@ def from_celery(request: pytest.FixtureRequest, workers: None, clients_of: dict[
     return _pair(clients_of, CELERY, request.param)
 
 
+@pytest.fixture(params=[KW, CELERY], ids=["kw to kw", "kw to celery"])
+def from_kw(request: pytest.FixtureRequest, workers: None, clients_of: dict[str, ClientProcess]) -> Pair:
+    """Our client with each worker."""
+    return _pair(clients_of, KW, request.param)
+
+
 @pytest.fixture
 def celery_to_kw(workers: None, clients_of: dict[str, ClientProcess]) -> Pair:
     return _pair(clients_of, CELERY, KW)
-
-
-@pytest.fixture
-def kw_to_celery(workers: None, clients_of: dict[str, ClientProcess]) -> Pair:
-    return _pair(clients_of, KW, CELERY)
 
 
 @pytest.fixture

@@ -67,7 +67,7 @@ def start_kw(
     folder: Path, url: str, queues: str, *arguments: str, settings: Mapping[str, Any] | None = None
 ) -> WorkerProcess:
     """Start `kw`; the first queue is the default one of its application."""
-    queue = queues.split(",")[0]
+    queue = queues.partition(",")[0]
     command = ["run", "-A", "tests.compat.native_app:app", "-b", url, "--result-backend", url, "-Q", queues]
     return WorkerProcess(
         [*command, "-l", "info", *arguments], cwd=folder, env=environment(url, queue, settings)
@@ -80,7 +80,7 @@ class CeleryWorker:
     def __init__(
         self, folder: Path, url: str, queues: str, *arguments: str, settings: Mapping[str, Any] | None = None
     ) -> None:
-        queue = queues.split(",")[0]
+        queue = queues.partition(",")[0]
         self._log = folder / f"celery-{queue}.log"
         command = [sys.executable, "-m", "celery", "-A", "tests.compat.celery_app", "worker", "-Q", queues]
         quiet = ["--without-gossip", "--without-mingle", "--without-heartbeat", "-l", "info", "-n", f"{queue}@peer"]

@@ -34,7 +34,7 @@ class Outer:
 ERRORS: dict[str, Any] = {
     "ValueError": lambda: ValueError("boom", 7),
     "KeyError": lambda: KeyError("missing"),
-    "no arguments": lambda: RuntimeError(),
+    "no arguments": RuntimeError,
     "unknown class": lambda: OddError("odd", [1, {"a": None}]),
     "nested class": lambda: Outer.Inner("within"),
     "demanding constructor": lambda: Demanding(5, "why"),

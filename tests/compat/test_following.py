@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 
 import pytest
 
@@ -41,7 +42,7 @@ def test_errback_is_told_of_the_failure(pair: Pair, ledger: Ledger, errback: str
         queue=pair.queue,
     )
 
-    (told,) = eventually(lambda: ledger.entries(), within_s=10)
+    (told,) = eventually(ledger.entries, within_s=10)
     assert (told["event"], told["task_id"]) == (event, answer.id)
     if event == "failure":
         assert told["error"] == "ValueError('boom', 7)"
@@ -67,6 +68,17 @@ def test_task_sent_by_a_task_is_its_child(pair: Pair) -> None:
     (child,) = pair.do(clients.children, answer.id)
     assert child.id == answer.value
     assert (child.value["parent_id"], child.value["root_id"], child.value["args"]) == (answer.id, answer.id, [5])
+
+
+def test_chain_that_our_client_sends_runs_to_its_end(from_kw: Pair) -> None:
+    """Steps that follow are given last first, as they stand in the message."""
+    ids = [str(uuid.uuid4()) for _ in range(3)]
+
+    from_kw.do(
+        clients.call_with_chain, "compat.add", (1, 1), [("compat.add", 2), ("compat.add", 3)], ids, from_kw.queue
+    )
+
+    assert [answer.value for answer in from_kw.do(clients.wait_many, ids)] == [2, 4, 7]
 
 
 # --------------------------------------------------------------------------- what Celery's client can compose
@@ -98,15 +110,8 @@ def test_failure_fails_the_rest_of_the_chain(from_celery: Pair) -> None:
     assert [(answer.error, answer.args) for answer in rest] == [("builtins.ValueError", ("boom", 7))] * 3
 
 
-def test_expiry_of_a_step_does_not_leave_the_chain_waiting(from_celery: Pair) -> None:
-    """Celery stores nothing for the steps that follow, so a client waits for them for ever; we tell it."""
-    if from_celery.worker_kind != KW:
-        pytest.skip("Celery leaves the steps that follow pending")
-    steps = [("add", 1), ("add", 2)]
-
-    answers = from_celery.do(clients.chain, steps, from_celery.queue, first_options={"expires": -1})
-
-    assert [answer.state for answer in answers] == ["REVOKED", "FAILURE"]
+def test_expiry_of_a_step_ends_the_wait_for_the_chain(from_celery: Pair) -> None:
+    assert from_celery.do(clients.refusal, clients.expired_chain, from_celery.queue) == ("TaskRevokedError", "expired")
 
 
 def test_group_gathers_results_in_order(from_celery: Pair) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import sys
 import time
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -16,6 +16,8 @@ from . import clients
 from .conftest import CELERY, KW, Pair
 from .peers import CeleryWorker, ClientProcess, start_kw
 
+DELAY_S = 0.6
+
 COMPRESSIONS = {
     # alias: module that Celery and we need for it
     "gzip": "zlib",
@@ -24,14 +26,13 @@ COMPRESSIONS = {
     "lzma": "lzma",
     "xz": "lzma",
     "brotli": "brotli",
-    "zstd": "zstandard",
+    "zstd": "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd",
 }
 
 
 @pytest.mark.parametrize("alias", COMPRESSIONS)
 def test_compressed_arguments_arrive(pair: Pair, alias: str) -> None:
-    if importlib.util.find_spec(COMPRESSIONS[alias]) is None:
-        pytest.skip(f"the package {COMPRESSIONS[alias]} is not installed")
+    pytest.importorskip(COMPRESSIONS[alias])
     text = "again and again " * 20000
 
     assert pair.call("mirror", [text], compression=alias).value[0] == [text]
@@ -46,13 +47,15 @@ def test_protocol_1_is_understood(pair: Pair) -> None:
 def test_protocol_1_waits_for_its_time(pair: Pair) -> None:
     sent_at = time.time()
 
-    answer = pair.call("now", settings={"task_protocol": 1}, countdown=1)
+    answer = pair.call("now", settings={"task_protocol": 1}, countdown=DELAY_S)
 
-    assert answer.value >= sent_at + 1
+    assert answer.value >= sent_at + DELAY_S
 
 
 def test_what_describes_a_call_reaches_the_task(pair: Pair) -> None:
-    answer = pair.call("about", headers={"tenant": "acme"}, shadow="dark", time_limit=30, soft_time_limit=20, priority=6)
+    answer = pair.call(
+        "about", headers={"tenant": "acme"}, shadow="dark", time_limit=30, soft_time_limit=20, priority=6
+    )
 
     about = answer.value
     assert (about["id"], about["correlation_id"], about["root_id"]) == (answer.id, answer.id, answer.id)
@@ -91,10 +94,10 @@ def test_ignored_result_is_not_stored(pair: Pair, ledger: Ledger) -> None:
 # --------------------------------------------------------------------------- time
 
 LATER = {
-    "countdown": lambda: {"countdown": 1},
-    "eta": lambda: {"eta": datetime.now(UTC) + timedelta(seconds=1)},
-    "eta of another zone": lambda: {"eta": datetime.now(timezone(timedelta(hours=-7))) + timedelta(seconds=1)},
-    "countdown and expires after it": lambda: {"countdown": 1, "expires": 60},
+    "countdown": lambda: {"countdown": DELAY_S},
+    "eta": lambda: {"eta": datetime.now(UTC) + timedelta(seconds=DELAY_S)},
+    "eta of another zone": lambda: {"eta": datetime.now(timezone(timedelta(hours=-7))) + timedelta(seconds=DELAY_S)},
+    "countdown and expires after it": lambda: {"countdown": DELAY_S, "expires": 60},
 }
 
 
@@ -104,7 +107,7 @@ def test_task_does_not_start_before_its_time(pair: Pair, options: Any) -> None:
 
     answer = pair.call("now", **options())
 
-    assert sent_at + 1 - 0.05 <= answer.value < sent_at + 6
+    assert sent_at + DELAY_S <= answer.value < sent_at + DELAY_S + 5
 
 
 AT_ONCE = {
@@ -123,7 +126,7 @@ def test_task_starts_at_once(pair: Pair, options: Any) -> None:
 EXPIRED = {
     "before it was sent": lambda: {"expires": -5},
     "at a time that is over": lambda: {"expires": datetime.now(UTC) - timedelta(days=1)},
-    "before its countdown is over": lambda: {"expires": 0.3, "countdown": 1},
+    "before its countdown is over": lambda: {"expires": 0.3, "countdown": DELAY_S},
 }
 
 
@@ -143,11 +146,11 @@ def test_expired_task_is_revoked_and_does_not_run(pair: Pair, ledger: Ledger, op
 def test_topic_exchange_delivers_by_the_bindings_of_the_worker(pair: Pair) -> None:
     exchange = f"{pair.queue}.topics"
 
-    ids = pair.do(clients.through_topic, exchange, ["news", "news.eu.fr"], "compat.about", [(1,), (2,)])
+    ids = pair.do(clients.through_topic, exchange, ["news.eu", "news.eu.fr"], "compat.about", [(1,), (2,)])
 
     about = [answer.value for answer in pair.do(clients.wait_many, ids)]
     assert [each["args"] for each in about] == [[1], [2]]
-    assert [each["delivery_info"]["routing_key"] for each in about] == ["news", "news.eu.fr"]
+    assert [each["delivery_info"]["routing_key"] for each in about] == ["news.eu", "news.eu.fr"]
     assert about[0]["delivery_info"]["exchange"] == exchange
 
 

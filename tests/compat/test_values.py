@@ -29,7 +29,7 @@ VALUES: dict[str, Any] = {
     "negative infinity": float("-inf"),
     "not a number": float("nan"),
     "empty text": "",
-    "text": "a \"quoted\" \\ text\n\t\x00\x7f",
+    "text": 'a "quoted" \\ text\n\t\x00\x7f',
     "unicode": "Grüße, 世界, \u202e, \U0001f600",
     "half of a surrogate pair": "\ud83d",
     "text that looks like JSON": '{"__type__": "datetime"}',

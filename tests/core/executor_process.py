@@ -115,9 +115,20 @@ class ExecutorProcess:
         """The next ENDED."""
         return json.loads(self.frame(Frame.ENDED))  # type: ignore[no-any-return]
 
-    def unread(self) -> list[int]:
-        """Kinds of the frames that nobody asked for so far."""
-        return [kind for kind, _ in self._frames]
+    def reported(self, within_s: float) -> bool:
+        """Whether an outcome was reported, or is within that time."""
+        deadline = time.monotonic() + within_s
+        while self.frames(max(0.0, deadline - time.monotonic())):
+            pass
+        return any(kind in (Frame.DONE, Frame.ENDED) for kind, _ in self._frames)
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether it is alive and everything it said was asked for."""
+        try:
+            return self.process.poll() is None and not self.frames(0) and not self._frames
+        except ChannelClosed:
+            return False
 
     def wait(self) -> int:
         """Wait for its end; the exit status."""
@@ -137,6 +148,29 @@ class ExecutorProcess:
         self.process.stderr.close()
         self.channel.close()
         self.board.close()
+
+
+class SharedExecutors:
+    """Executors by result backend; one that has ended, or has said what nobody asked for, is replaced."""
+
+    def __init__(self) -> None:
+        self._executors: dict[str, ExecutorProcess] = {}
+
+    def get(self, results: str) -> ExecutorProcess:
+        """One that is up and silent."""
+        executor = self._executors.get(results)
+        if executor is not None and executor.is_silent:
+            return executor
+        if executor is not None:
+            executor.close()
+        executor = self._executors[results] = ExecutorProcess()
+        executor.start(results=results)
+        return executor
+
+    def close(self) -> None:
+        """End them all."""
+        for executor in self._executors.values():
+            executor.close()
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from kernel_worker.bus import Bus
 from kernel_worker.dispatcher import Dispatcher, Request
 from kernel_worker.drivers import Layout
 from kernel_worker.loop import Loop
-from kernel_worker.spawn import Birth, SpawnEvents, Spawner
+from kernel_worker.spawn import Birth, Spawner, SpawnEvents
 from kernel_worker.supervisor import Supervisor
 from kernel_worker.testing import envelope
 from kernel_worker.types import AppInfo, Delivery, Outcome, OutcomeKind, Settlement, TaskInfo, Verdict
@@ -102,6 +102,10 @@ class Puppet:
         """Report that these were not started."""
         self.channel.send(pack_json(Frame.RETURNED, [self._end(task_id) for task_id in task_ids]))
 
+    def tell_unstored(self, count: int) -> None:
+        """Report that so many of the first jobs have ended and wait for the result store."""
+        self.channel.send(pack_json(Frame.UNSTORED, count))
+
     def die(self, status: int = -signal.SIGKILL) -> None:
         """End; what was sent before is still read."""
         self.channel.close()
@@ -154,7 +158,9 @@ class PuppetSpawner(Spawner):
 class Stage:
     """A dispatcher and a supervisor on a loop that the test turns; the broker is two lists."""
 
-    def __init__(self, executors: int = 1, *, up: bool = True, tasks: Mapping[str, TaskInfo] = TASKS, **options: Any) -> None:
+    def __init__(
+        self, executors: int = 1, *, up: bool = True, tasks: Mapping[str, TaskInfo] = TASKS, **options: Any
+    ) -> None:
         self.loop = Loop()
         self.bus = Bus()
         self.supervisor = Supervisor(self.loop)
@@ -212,7 +218,9 @@ class Stage:
         self.loop.close()
 
 
-def delivery(task: str = "short", task_id: str = "a", *, queue: str = "celery", attempts: int = 0, **headers: Any) -> Delivery:
+def delivery(
+    task: str = "short", task_id: str = "a", *, queue: str = "celery", attempts: int = 0, **headers: Any
+) -> Delivery:
     """A delivery of a well-formed message; `headers` over those a client writes."""
     raw = envelope(task, task_id=task_id, queue=queue, headers=headers)
     return Delivery(queue, raw, json.loads(raw)["headers"], receipt=task_id, attempts=attempts)

@@ -52,6 +52,25 @@ def test_what_a_killed_process_wrote_is_read_by_the_other_one(board: Board) -> N
     assert board.read(1) == (42, 1.5, 41)
 
 
+def test_a_running_job_is_never_shown_with_another_start_than_its_own(board: Board) -> None:
+    """Else a task that has just begun would seem to run for days, and be killed for its limit."""
+    code = f"""
+from kernel_worker.board import Board
+board = Board({board.fd}, 3)
+for tag in range(1, 2_000_000):
+    board.start(0, tag, 1e6 + tag, tag)
+    board.idle(0, tag)
+"""
+    writer = subprocess.Popen([sys.executable, "-c", code], pass_fds=[board.fd])
+    try:
+        while board.last_started(0) < 200_000 and writer.poll() is None:
+            tag, started, _ = board.read(0)
+            assert tag == 0 or started >= 1e6, (tag, started)
+    finally:
+        writer.kill()
+        writer.wait()
+
+
 def test_a_descriptor_closed_by_a_task_does_not_unmap_the_board(board: Board) -> None:
     other = Board(os.dup(board.fd), 3)
     os.close(other.fd)

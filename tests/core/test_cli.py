@@ -87,9 +87,7 @@ def started(site: Site, monkeypatch: pytest.MonkeyPatch) -> Started:
     """Takes the place of the worker, and remembers what it would have run."""
     seen = Started()
 
-    def run(
-        config: Config, registry: Registry, selection: Selection, hooks: Hooks, prestarted: object = None
-    ) -> int:
+    def run(config: Config, registry: Registry, selection: Selection, hooks: Hooks, prestarted: object = None) -> int:
         seen.config, seen.registry, seen.selection, seen.hooks = config, registry, selection, hooks
         return 7
 
@@ -549,3 +547,20 @@ def test_a_reader_that_goes_away_is_no_error(site: Site) -> None:
     finished = subprocess.run(["sh", "-c", f"{quoted} | true"], capture_output=True, text=True, timeout=30)
 
     assert "Traceback" not in finished.stderr
+
+
+def test_closed_standard_descriptors_lead_nowhere(tmp_path: Path) -> None:
+    """Cause: the next socket got the number of the closed stdout, and what a task's program printed went into it."""
+    report = tmp_path / "report"
+    code = f"""
+import os
+os.closerange(0, 3)
+from kernel_worker.cli import main
+main(["--version"])
+found = [(os.fstat(n).st_rdev == os.stat(os.devnull).st_rdev, os.get_inheritable(n)) for n in range(3)]
+open({str(report)!r}, "w").write(repr(found))
+"""
+
+    subprocess.run([sys.executable, "-c", code], timeout=30)
+
+    assert report.read_text() == repr([(True, True)] * 3)

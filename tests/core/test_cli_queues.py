@@ -17,7 +17,7 @@ from kernel_worker.cli.table import printable
 from tests.core.fake_distributions import Site
 
 BROKER = '''
-    """Queues in a JSON file: {queue: {waiting, in_flight, parked, dead: [[id, reason, died_at]]}}."""
+    """Queues in a JSON file: {queue: {waiting, in_flight, parked, dead: [[id, reason, died_at, raw]]}}."""
     import json
     from pathlib import Path
     from kernel_worker import Broker, BrokerUnavailable, DeadLetter, QueueInfo
@@ -46,7 +46,7 @@ BROKER = '''
 
         def dead_letters(self, queue, limit=100):
             letters = self.queues.get(queue, {}).get("dead", [])[:limit]
-            return [DeadLetter(id, queue, b"", reason, died, 1) for id, reason, died in letters]
+            return [DeadLetter(id, queue, raw.encode(), reason, died, 1) for id, reason, died, raw in letters]
 
         def close(self):
             pass
@@ -59,7 +59,7 @@ CONTENT = {
         "waiting": 12,
         "in_flight": 3,
         "parked": 1,
-        "dead": [["id-1", "undecodable\x1b[31m body", 1700000000.0]],
+        "dead": [["id-1", "undecodable\x1b[31m body", 1700000000.0, '{"headers": {"task": "a.b", "id": "t-1"}}']],
     },
     "mail": {"waiting": 0, "dead": []},
 }
@@ -136,10 +136,22 @@ def test_dead_letters_are_listed_and_harmless_to_print(shelf: Path, capsys: pyte
     assert main(["dead", "ls", "-Q", "celery"]) == 0
 
     head, row = capsys.readouterr().out.splitlines()
-    assert head.split() == ["ID", "QUEUE", "ATTEMPTS", "DIED", "REASON"]
-    assert row.startswith("id-1  celery")
+    assert head.split() == ["ID", "QUEUE", "TASK", "TASK", "ID", "ATTEMPTS", "DIED", "REASON"]
+    assert row.split()[:4] == ["id-1", "celery", "a.b", "t-1"]
     assert "2023-11-1" in row
     assert "undecodable\N{REPLACEMENT CHARACTER}[31m body" in row
+
+
+@pytest.mark.parametrize("raw", ["", "{", "[]", "null", '{"headers": 1}', '{"headers": {"task": 7}}', "[" * 9000])
+def test_dead_letters_without_readable_headers_are_listed(
+    raw: str, shelf: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shelf.write_text(json.dumps({"celery": {"dead": [["id-1", "bad", 1700000000.0, raw]]}}))
+
+    assert main(["dead", "ls", "-Q", "celery", "--json"]) == 0
+
+    (letter,) = json.loads(capsys.readouterr().out)
+    assert (letter["id"], letter["task"], letter["task_id"]) == ("id-1", "", "")
 
 
 def test_no_dead_letters_are_said_to_be_none(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:

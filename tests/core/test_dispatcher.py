@@ -103,7 +103,9 @@ def test_what_the_driver_found_no_envelope_is_dead_with_the_drivers_reason(stage
 
 
 @pytest.mark.parametrize("header", [{}, {"lang": "py"}], ids=["no header", "other headers"])
-def test_a_message_without_a_task_header_is_protocol_1_and_goes_to_an_executor(stage: Stage, header: dict[str, str]) -> None:
+def test_a_message_without_a_task_header_is_protocol_1_and_goes_to_an_executor(
+    stage: Stage, header: dict[str, str]
+) -> None:
     stage.deliver(Delivery("celery", delivery(task_id="v1").raw, header, receipt=1))
 
     assert stage.puppets[0].ids == ["v1"]
@@ -176,7 +178,8 @@ def test_a_message_that_is_not_due_is_parked_in_the_broker(stage: Stage) -> None
 
     stage.deliver(delivery(eta=due.isoformat()))
 
-    assert [(each.verdict, each.until) for each in stage.settlements] == [(Verdict.DELAY, pytest.approx(due.timestamp()))]
+    assert stage.verdicts() == [("a", Verdict.DELAY)]
+    assert stage.settlements[0].until == pytest.approx(due.timestamp())
     assert stage.puppets[0].jobs == []
     assert stage.dispatcher.held == 0
 
@@ -285,9 +288,10 @@ def test_a_task_measured_short_waits_at_the_slots_in_equal_shares(make_stage: Ma
 
 
 def test_no_slot_holds_more_than_the_limit(stage: Stage) -> None:
+    burst = deliveries("short", range(MAX_DEPTH + 50))
     stage.learn("short", 0.000001)
 
-    stage.deliver(*deliveries("short", range(MAX_DEPTH + 50)))
+    stage.deliver(*burst)
 
     assert len(stage.puppets[0].jobs) == MAX_DEPTH
 
@@ -440,6 +444,40 @@ def test_an_executor_whose_long_task_ended_while_it_gave_back_is_not_left_idle(s
     assert stage.puppets[0].ids == ["b", "c"]
 
 
+def test_what_only_waits_for_the_result_store_takes_no_slot_and_no_prefetch(stage: Stage) -> None:
+    stage.deliver(*deliveries("short", "abc"))
+    before = stage.allowed
+
+    stage.puppets[0].tell_unstored(1)
+    stage.turn()
+
+    assert stage.puppets[0].ids == ["a", "b"]
+    assert stage.allowed == before + 1
+    assert stage.settlements == []
+
+
+def test_an_executor_that_gives_back_while_the_result_store_is_away_is_not_left_idle(stage: Stage) -> None:
+    """Cause: what waits for the store counted as the long task that keeps an executor from being given more."""
+    stage.learn("short", 0.001)
+    stage.deliver(*deliveries("short", "abc"))
+
+    stage.puppets[0].tell_unstored(1)
+    stage.puppets[0].give_back("c", "b")
+    stage.turn()
+
+    assert stage.puppets[0].ids == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("count", [-5, 99])
+def test_nonsense_about_what_is_unstored_is_bounded(stage: Stage, count: int) -> None:
+    stage.deliver(*deliveries("short", "abc"))
+
+    stage.puppets[0].tell_unstored(count)
+    stage.turn()
+
+    assert 1 <= len(stage.puppets[0].jobs) <= 2
+
+
 def test_tags_reported_by_a_damaged_executor_are_ignored(make_stage: MakeStage) -> None:
     stage = make_stage(2)
     stage.deliver(*deliveries("short", "ab"))
@@ -494,6 +532,26 @@ def test_a_policy_of_a_plugin_decides_instead_of_the_kernels(make_stage: MakeSta
     stage.turn()
 
     assert [(each.verdict, each.reason) for each in stage.settlements] == [(Verdict.DEAD, "ValueError")]
+
+
+@pytest.mark.parametrize("kind", [OutcomeKind.SUCCESS, OutcomeKind.FAILURE], ids=lambda kind: kind.name.lower())
+def test_a_policy_that_raises_leaves_the_decision_to_the_kernels(make_stage: MakeStage, kind: OutcomeKind) -> None:
+    """Cause: the exception ended the handling of the report when the request had been taken out: its delivery was never
+    settled, and those reported with it neither."""
+
+    def broken(request: Request, outcome: object) -> Settlement:
+        raise KeyError("a plugin's bug")
+
+    stage = make_stage(policy=broken)
+    stage.deliver(delivery())
+
+    if kind is OutcomeKind.SUCCESS:
+        stage.puppets[0].succeed("a")
+    else:
+        stage.puppets[0].end("a", kind)
+    stage.turn()
+
+    assert stage.verdicts() == [("a", Verdict.ACK)]
 
 
 @pytest.mark.parametrize(

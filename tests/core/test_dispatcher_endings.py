@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from kernel_worker.bus import Kind
+from kernel_worker.dispatcher import Request
 from kernel_worker.drivers import Layout
 from kernel_worker.supervisor import Handle
 from kernel_worker.types import Outcome, OutcomeKind, Settlement, TaskInfo, Verdict
@@ -249,9 +250,12 @@ def test_nonsense_found_after_the_death_does_not_keep_what_was_held(stage: Stage
     assert stage.settlements == []
 
 
-def test_a_deaf_executor_is_killed_and_what_it_ran_counts_as_a_loss(stage: Stage) -> None:
+def test_a_deaf_executor_is_killed_and_what_it_ran_counts_as_a_loss(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Cause: killing it was the kernel's deed, so what it ran was put back uncounted: a task that closes descriptors
     and goes on running did so again and again."""
+    monkeypatch.setattr("kernel_worker.supervisor.DEAF_S", 0.05)
     stage.deliver(delivery())
     stage.puppets[0].start("a")
 
@@ -336,7 +340,9 @@ def test_a_request_that_only_waits_is_not_held_to_its_limit(clock: _Clock, stage
     assert stage.spawner.killed == []
 
 
-def test_the_limit_of_a_later_request_counts_although_an_earlier_one_has_a_longer_one(clock: _Clock, stage: Stage) -> None:
+def test_the_limit_of_a_later_request_counts_although_an_earlier_one_has_a_longer_one(
+    clock: _Clock, stage: Stage
+) -> None:
     stage.deliver(delivery("short", "first", timelimit=[1000, None]))
     _start_at(stage, stage.puppets[0], "first", clock.now)
     stage.puppets[0].succeed("first")
@@ -363,7 +369,9 @@ def test_requests_that_have_ended_leave_no_timers_behind(stage: Stage) -> None:
     assert len(stage.loop._timers) <= before + 3  # nothing outside shows the memory that is held
 
 
-def test_a_task_that_ran_next_when_its_executor_was_killed_for_a_limit_is_not_to_blame(clock: _Clock, stage: Stage) -> None:
+def test_a_task_that_ran_next_when_its_executor_was_killed_for_a_limit_is_not_to_blame(
+    clock: _Clock, stage: Stage
+) -> None:
     stage.deliver(delivery("limited", "over"))
     puppet = stage.puppets[0]
     _start_at(stage, puppet, "over", clock.now)
@@ -381,7 +389,9 @@ def test_a_task_that_ran_next_when_its_executor_was_killed_for_a_limit_is_not_to
     assert [each.count for each in stage.settlements] == [False, False]
 
 
-def test_where_executors_cannot_be_killed_the_task_is_told_again_and_again(clock: _Clock, make_stage: MakeStage) -> None:
+def test_where_executors_cannot_be_killed_the_task_is_told_again_and_again(
+    clock: _Clock, make_stage: MakeStage
+) -> None:
     stage = make_stage(can_kill=False)
     stage.deliver(delivery("limited"))
     _start_at(stage, stage.puppets[0], "a", clock.now)
@@ -564,6 +574,50 @@ def test_an_outcome_that_says_when_is_held_here_where_the_broker_cannot_park(mak
     assert at_once == []
     assert again
     assert stage.settlements == []
+
+
+def test_an_outcome_that_says_when_goes_back_while_closing_where_the_broker_cannot_park(make_stage: MakeStage) -> None:
+    """Cause: DELAY was sent to drivers that do not declare it."""
+    stage = make_stage(can_delay=False)
+    stage.deliver(delivery())
+    stage.dispatcher.close()
+
+    stage.puppets[0].end("a", OutcomeKind.DEFER, until=1.9e9)
+    stage.turn()
+
+    assert stage.verdicts() == [("a", Verdict.REQUEUE)]
+
+
+def test_a_filter_that_delays_is_obeyed_where_the_broker_cannot_park(make_stage: MakeStage) -> None:
+    """Cause: DELAY was sent to drivers that do not declare it."""
+    due = time.time() + 0.03
+
+    def not_yet(request: Request) -> Settlement | None:
+        return Settlement(request.delivery, Verdict.DELAY, until=due) if time.time() < due else None
+
+    stage = make_stage(can_delay=False, filters=[not_yet])
+    stage.deliver(delivery())
+    at_once = list(stage.puppets[0].ids)
+    again = stage.loop.run_until(lambda: stage.puppets[0].ids == ["a"], time.monotonic() + 5.0)
+
+    assert at_once == []
+    assert again
+    assert stage.settlements == []
+
+
+def test_what_a_retired_executor_could_not_report_runs_again_uncounted(make_stage: MakeStage) -> None:
+    """Cause: with the result store away a retired executor leaves its last ends unreported; each counted as a lost
+    executor, so that tasks that had ended well became dead letters."""
+    stage = make_stage(1)
+    stage.deliver(delivery())
+    stage.puppets[0].start("a")
+    stage.supervisor.retire(stage.supervisor.executors[1])
+
+    stage.puppets[0].rest()
+    stage.puppets[0].die(0)
+    stage.turn()
+
+    assert [(each.verdict, each.count) for each in stage.settlements] == [(Verdict.REQUEUE, False)]
 
 
 def test_a_policy_gets_the_outcome_of_a_lost_executor(make_stage: MakeStage) -> None:

@@ -19,27 +19,52 @@ from kernel_worker.testing import Ledger, eventually
 from kernel_worker.types import OutcomeKind
 from kernel_worker.wire import DONE_RECORD, Frame, pack, pack_json
 
-from .executor_process import ExecutorProcess, executor_process, open_gate
+from .executor_process import ExecutorProcess, SharedExecutors, executor_process, open_gate
 from .toy_app import stored
 
 PLUGIN = "tests.core.toy_executor_plugin"
 
 
+@pytest.fixture(scope="module")
+def shared() -> Iterator[SharedExecutors]:
+    """Executors that go from test to test as long as they live and have nothing left to say."""
+    shared = SharedExecutors()
+    yield shared
+    shared.close()
+
+
 @pytest.fixture
-def executor() -> Iterator[ExecutorProcess]:
+def executor(shared: SharedExecutors) -> ExecutorProcess:
     """Up, without a result backend."""
+    return shared.get("")
+
+
+@pytest.fixture
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where results go. One place for all tests, because it is told to an executor when it starts."""
+    folder = tmp_path_factory.getbasetemp() / "executor-results"
+    folder.mkdir(exist_ok=True)
+    for left in folder.iterdir():
+        left.unlink()
+    return folder / "results"
+
+
+@pytest.fixture
+def storing(shared: SharedExecutors, results: Path) -> ExecutorProcess:
+    """Up, with a result backend."""
+    return shared.get(str(results))
+
+
+@pytest.fixture
+def fresh() -> Iterator[ExecutorProcess]:
+    """Up, and has run nothing yet."""
     with executor_process() as executor:
         yield executor
 
 
 @pytest.fixture
-def results(tmp_path: Path) -> Path:
-    return tmp_path / "results"
-
-
-@pytest.fixture
-def storing(results: Path) -> Iterator[ExecutorProcess]:
-    """Up, with a result backend."""
+def fresh_storing(results: Path) -> Iterator[ExecutorProcess]:
+    """Up, with a result backend, and has run nothing yet."""
     with executor_process(results=results) as executor:
         yield executor
 
@@ -76,7 +101,7 @@ def test_loaded_tells_what_is_in_the_application(tmp_path: Path) -> None:
         ("no_such_module", "usage", "-A no_such_module: no module named 'no_such_module' (looked in "),
         ("tests.core.no_such", "usage", "no module named 'tests.core.no_such'"),
         ("tests.core.toy_app:ap", "usage", "module 'tests.core.toy_app' has no attribute 'ap'"),
-        ("tests.core.toy_app:nothing", "usage", "there is no application in it (kinds of application known here: toy)"),
+        ("tests.core.toy_app:nothing", "usage", "there is no application in it, or more than one (found: builtins."),
         ("tests.core.toy_app:broken", "import", "-A tests.core.toy_app:broken: ValueError: setting 'x' is wrong ("),
     ],
     ids=["no module", "no module in a package", "no attribute", "no application", "loading fails"],
@@ -144,7 +169,9 @@ def test_an_init_hook_that_fails_is_told_and_ends_the_executor(tmp_path: Path) -
     assert failure["kind"] == "internal"
 
 
-def test_plugins_of_the_executor_wrap_tasks_and_hear_of_the_end(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plugins_of_the_executor_wrap_tasks_and_hear_of_the_end(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TOY_LEDGER", str(ledger.path))
     with executor_process(plugins=[f"{PLUGIN}:outer", f"{PLUGIN}:inner"]) as executor:
         executor.run(1, "toy.noop")
@@ -198,7 +225,7 @@ def test_a_burst_is_reported_in_few_frames(executor: ExecutorProcess) -> None:
     count = 3 * FLUSH_EVERY
     executor.channel.send(b"".join(executor.packed(tag, "toy.noop") for tag in range(1, count + 1)))
 
-    reports = []
+    reports: list[int] = []
     while sum(reports) < count:
         reports.append(len(executor.frame(Frame.DONE)) // DONE_RECORD.size)
 
@@ -206,7 +233,9 @@ def test_a_burst_is_reported_in_few_frames(executor: ExecutorProcess) -> None:
     assert max(reports) <= FLUSH_EVERY
 
 
-def test_an_outcome_does_not_wait_for_the_long_task_behind_it(executor: ExecutorProcess, ledger: Ledger, gate: Path) -> None:
+def test_an_outcome_does_not_wait_for_the_long_task_behind_it(
+    executor: ExecutorProcess, ledger: Ledger, gate: Path
+) -> None:
     executor.channel.send(executor.packed(1, "toy.noop") + executor.packed(2, "toy.hold", str(ledger.path), str(gate)))
 
     done = executor.done()
@@ -275,40 +304,44 @@ def test_a_broken_message_fails_alone(storing: ExecutorProcess) -> None:
 # -- the board
 
 
-def test_the_board_shows_what_runs_and_what_is_done(executor: ExecutorProcess, ledger: Ledger, gate: Path) -> None:
+def test_the_board_shows_what_runs_and_what_is_done(fresh: ExecutorProcess, ledger: Ledger, gate: Path) -> None:
     before = time.monotonic()
-    executor.channel.send(executor.packed(4, "toy.noop") + executor.packed(7, "toy.hold", str(ledger.path), str(gate)))
+    fresh.channel.send(fresh.packed(4, "toy.noop") + fresh.packed(7, "toy.hold", str(ledger.path), str(gate)))
     eventually(lambda: ledger.count("start"))
 
-    running, started, done = executor.board.read_steady(0)
+    running, started, done = fresh.board.read(0)
     open_gate(gate)
-    executor.done(2)
+    fresh.done(2)
 
     assert running == 7
     assert before <= started <= time.monotonic()
     assert done == 4
-    assert executor.board.read_steady(0) == (0, 0.0, 7)
-    assert executor.board.last_started(0) == 7
+    assert fresh.board.read(0) == (0, 0.0, 7)
+    assert fresh.board.last_started(0) == 7
 
 
-def test_the_board_never_says_done_of_what_is_not_stored(storing: ExecutorProcess, results: Path) -> None:
+def test_the_board_never_says_done_of_what_is_not_stored(fresh_storing: ExecutorProcess, results: Path) -> None:
     Path(f"{results}.away").touch()
-    storing.channel.send(storing.packed(1, "toy.noop") + storing.packed(2, "toy.add", 1, 1) + storing.packed(3, "toy.noop"))
-    eventually(lambda: storing.board.last_started(0) == 3 and storing.board.read_steady(0)[0] == 0)
+    fresh_storing.channel.send(
+        fresh_storing.packed(1, "toy.noop")
+        + fresh_storing.packed(2, "toy.add", 1, 1)
+        + fresh_storing.packed(3, "toy.noop")
+    )
+    eventually(lambda: fresh_storing.board.last_started(0) == 3 and fresh_storing.board.read(0)[0] == 0)
 
-    assert storing.board.read_steady(0)[2] == 1
+    assert fresh_storing.board.read(0)[2] == 1
 
 
-def test_the_board_never_says_done_of_what_ended_otherwise(executor: ExecutorProcess, ledger: Ledger, gate: Path) -> None:
-    executor.channel.send(
-        executor.packed(1, "toy.noop")
-        + executor.packed(2, "toy.end", "REJECT")
-        + executor.packed(3, "toy.noop")
-        + executor.packed(4, "toy.hold", str(ledger.path), str(gate))
+def test_the_board_never_says_done_of_what_ended_otherwise(fresh: ExecutorProcess, ledger: Ledger, gate: Path) -> None:
+    fresh.channel.send(
+        fresh.packed(1, "toy.noop")
+        + fresh.packed(2, "toy.end", "REJECT")
+        + fresh.packed(3, "toy.noop")
+        + fresh.packed(4, "toy.hold", str(ledger.path), str(gate))
     )
     eventually(lambda: ledger.count("start"))
-    _, _, done = executor.board.read_steady(0)
-    reported = executor.frames(0)
+    _, _, done = fresh.board.read(0)
+    reported = fresh.frames(0)
 
     assert done in (1, 3) if reported else done == 1
 
@@ -321,7 +354,7 @@ def test_nothing_is_reported_until_the_result_backend_is_back(storing: ExecutorP
     away.touch()
     storing.run(1, "toy.add", 1, 1)
     eventually(lambda: Ledger(f"{away}".removesuffix(".away") + ".attempts").count() >= 2)
-    reported_early = storing.frames(0.02)
+    reported_early = storing.reported(0.02)
     away.unlink()
 
     assert not reported_early
@@ -329,14 +362,32 @@ def test_nothing_is_reported_until_the_result_backend_is_back(storing: ExecutorP
     assert stored(results) == [[("id-1", "SUCCESS", "2")]]
 
 
-def test_an_absent_result_backend_is_asked_with_back_off_and_not_per_job(storing: ExecutorProcess, results: Path) -> None:
+def test_the_kernel_is_told_how_many_wait_for_the_result_backend(storing: ExecutorProcess, results: Path) -> None:
+    """Their slot is free: without knowing, the kernel would give nothing more."""
+    Path(f"{results}.away").touch()
+    told = []
+    for tag in (1, 2, 3):
+        storing.run(tag, "toy.add", tag, 0)
+        while (count := json.loads(storing.frame(Frame.UNSTORED))) != tag:
+            told.append(count)
+    Path(f"{results}.away").unlink()
+    end = json.loads(storing.frame(Frame.UNSTORED))
+
+    assert all(count < 3 for count in told)
+    assert end == 0
+    assert storing.done(3) == [1, 2, 3]
+
+
+def test_an_absent_result_backend_is_asked_with_back_off_and_not_per_job(
+    storing: ExecutorProcess, results: Path
+) -> None:
     """Cause: the wait for the next job stored without regard to the back-off, so every job cost a connection attempt,
     and a full buffer twenty of them a second, each with a line in the log."""
     Path(f"{results}.away").touch()
     attempts = Ledger(f"{results}.attempts")
     for tag in range(1, 31):
         storing.run(tag, "toy.add", tag, 0)
-        eventually(lambda tag=tag: storing.board.last_started(0) == tag and storing.board.read_steady(0)[0] == 0)  # type: ignore[misc]
+        eventually(lambda tag=tag: storing.board.last_started(0) == tag and storing.board.read(0)[0] == 0)  # type: ignore[misc]
     times = [entry["at"] for entry in attempts.entries()]
     Path(f"{results}.away").unlink()
 
@@ -362,19 +413,23 @@ def test_a_full_buffer_of_unstored_outcomes_stops_the_executor_from_taking_more(
 
 def test_a_result_that_the_store_refuses_does_not_take_others_along(storing: ExecutorProcess, results: Path) -> None:
     storing.channel.send(
-        storing.packed(1, "toy.add", 1, 0) + storing.packed(2, "toy.add", 2, 0, task_id="refused") + storing.packed(3, "toy.add", 3, 0)
+        storing.packed(1, "toy.add", 1, 0)
+        + storing.packed(2, "toy.add", 2, 0, task_id="refused")
+        + storing.packed(3, "toy.add", 3, 0)
     )
 
     assert storing.done(3) == [1, 2, 3]
     assert sorted(task_id for batch in stored(results) for task_id, _, _ in batch) == ["id-1", "id-3"]
 
 
-def test_a_store_that_goes_away_while_results_are_stored_one_by_one_loses_none(storing: ExecutorProcess, results: Path) -> None:
+def test_a_store_that_goes_away_while_results_are_stored_one_by_one_loses_none(
+    storing: ExecutorProcess, results: Path
+) -> None:
     """Cause: an outage in that moment was taken for one more refusal: reported, acked, and never stored."""
     Path(f"{results}.goes-away-after-refusal").touch()
     storing.channel.send(storing.packed(1, "toy.add", 1, 0, task_id="refused") + storing.packed(2, "toy.add", 2, 0))
     eventually(lambda: Ledger(f"{results}.attempts").count())
-    reported_early = storing.frames(0.02)
+    reported_early = storing.reported(0.02)
     Path(f"{results}.goes-away-after-refusal").unlink()
     Path(f"{results}.away").unlink()
 
@@ -388,7 +443,7 @@ def test_a_store_that_cannot_be_opened_yet_is_an_outage(storing: ExecutorProcess
     Path(f"{results}.closed").touch()
     storing.run(1, "toy.add", 1, 1)
     eventually(lambda: storing.board.last_started(0) == 1)
-    reported_early = storing.frames(0.05)
+    reported_early = storing.reported(0.05)
     Path(f"{results}.closed").unlink()
 
     assert not reported_early
@@ -398,9 +453,12 @@ def test_a_store_that_cannot_be_opened_yet_is_an_outage(storing: ExecutorProcess
 # -- behind a long task
 
 
-def test_jobs_behind_a_long_task_are_given_back_and_the_first_goes_on(executor: ExecutorProcess, ledger: Ledger, gate: Path) -> None:
+def test_jobs_behind_a_long_task_are_given_back_and_the_first_goes_on(
+    executor: ExecutorProcess, ledger: Ledger, gate: Path
+) -> None:
     executor.channel.send(
-        executor.packed(1, "toy.hold", str(ledger.path), str(gate)) + b"".join(executor.packed(tag, "toy.noop") for tag in (2, 3, 4))
+        executor.packed(1, "toy.hold", str(ledger.path), str(gate))
+        + b"".join(executor.packed(tag, "toy.noop") for tag in (2, 3, 4))
     )
 
     returned = json.loads(executor.frame(Frame.RETURNED))
@@ -411,10 +469,12 @@ def test_jobs_behind_a_long_task_are_given_back_and_the_first_goes_on(executor: 
     assert not executor.frames(0.02)
 
 
-def test_jobs_that_come_while_a_task_runs_long_are_given_back(executor: ExecutorProcess, ledger: Ledger, gate: Path) -> None:
+def test_jobs_that_come_while_a_task_runs_long_are_given_back(
+    executor: ExecutorProcess, ledger: Ledger, gate: Path
+) -> None:
     executor.run(1, "toy.hold", str(ledger.path), str(gate))
     eventually(lambda: ledger.count("start"))
-    running_since = executor.board.read_steady(0)[1]
+    running_since = executor.board.read(0)[1]
     eventually(lambda: time.monotonic() - running_since > 2 * LONG_TASK_S)
 
     executor.run(2, "toy.noop")
@@ -426,7 +486,11 @@ def test_jobs_that_come_while_a_task_runs_long_are_given_back(executor: Executor
 
 
 def test_recall_gives_back_what_has_not_started(executor: ExecutorProcess, ledger: Ledger, gate: Path) -> None:
-    executor.channel.send(executor.packed(1, "toy.hold", str(ledger.path), str(gate)) + executor.packed(2, "toy.noop") + pack(Frame.RECALL))
+    executor.channel.send(
+        executor.packed(1, "toy.hold", str(ledger.path), str(gate))
+        + executor.packed(2, "toy.noop")
+        + pack(Frame.RECALL)
+    )
 
     returned = json.loads(executor.frame(Frame.RETURNED))
     open_gate(gate)
@@ -478,23 +542,31 @@ def test_a_cancel_for_another_task_does_nothing(executor: ExecutorProcess, ledge
     assert executor.done() == [2]
 
 
-@pytest.mark.parametrize("change", ["pass", "e.MINDER_IDLE_S = -1.0"], ids=["minder awake", "minder woken by each task"])
-def test_soft_limits_that_pass_as_tasks_end_hit_no_other_task_and_no_executor(change: str) -> None:
+SLOW_WAKE = (
+    "import time; w = e.Executor._wake_minder; e.Executor._wake_minder = lambda self: (w(self), time.sleep(0.01))"
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "count"),
+    [("pass", 600), ("e.MINDER_IDLE_S = 0.0", 300), (f"e.MINDER_IDLE_S = 0.0; {SLOW_WAKE}", 30)],
+    ids=["minder awake", "minder woken by each task", "minder woken slowly"],
+)
+def test_soft_limits_that_pass_as_tasks_end_hit_no_other_task_and_no_executor(change: str, count: int) -> None:
     """Cause: the limit is delivered by a signal. One that came in the executor's own code around a task (while it woke
     its minder, or while it noted an earlier error) ended the process."""
     with executor_process(change=change) as executor:
-        _limits_at_every_moment(executor)
+        _limits_at_every_moment(executor, count)
 
         assert executor.process.poll() is None
 
 
-def _limits_at_every_moment(executor: ExecutorProcess) -> None:
-    count = 600
+def _limits_at_every_moment(executor: ExecutorProcess, count: int) -> None:
     for start in range(0, count, 30):
-        frames = []
-        for tag in range(start + 1, start + 31):
-            # every third has a limit that is over when it starts, the others have none and must succeed
-            frames.append(executor.packed(tag, "toy.noop", soft=1e-6 if tag % 3 == 0 else 0.0))
+        # the first and every third has a limit that is over when it starts, the others have none and must succeed
+        frames = [
+            executor.packed(tag, "toy.noop", soft=1e-6 if tag % 3 == 1 else 0.0) for tag in range(start + 1, start + 31)
+        ]
         executor.channel.send(b"".join(frames))
         ends: dict[int, str] = {}
         while len(ends) < 30:
@@ -508,8 +580,21 @@ def _limits_at_every_moment(executor: ExecutorProcess) -> None:
                 elif kind == Frame.RETURNED:
                     ends |= dict.fromkeys(json.loads(payload), "")
             executor._frames.clear()
-        assert {error for tag, error in ends.items() if tag % 3} == {""}
-        assert {error for tag, error in ends.items() if tag % 3 == 0} <= {"", "SoftLimit"}
+        assert {error for tag, error in ends.items() if tag % 3 != 1} == {""}
+        assert {error for tag, error in ends.items() if tag % 3 == 1} <= {"", "SoftLimit"}
+
+
+def test_a_limit_that_passes_while_an_error_is_noted_is_too_late() -> None:
+    """Cause: the task counted as running until its error was noted, so a limit could be raised in the middle of that,
+    which nothing caught: the process ended."""
+    slow = "import time; w = e.Executor._escaped; e.Executor._escaped = lambda *a: (time.sleep(0.05), w(*a))[1]"
+    with executor_process(change=slow) as executor:
+        executor.run(1, "toy.escape", soft=0.02)
+        ended = executor.ended()
+        executor.run(2, "toy.noop")
+
+        assert ended["error"] == "internal error: SystemExit"
+        assert executor.done() == [2]
 
 
 # -- the end
@@ -535,7 +620,9 @@ def test_retire_while_a_task_runs_lets_it_finish(executor: ExecutorProcess, ledg
     assert executor.wait() == 0
 
 
-def test_the_end_of_the_kernel_ends_a_running_task_at_once(executor: ExecutorProcess, ledger: Ledger, gate: Path) -> None:
+def test_the_end_of_the_kernel_ends_a_running_task_at_once(
+    executor: ExecutorProcess, ledger: Ledger, gate: Path
+) -> None:
     """Its lease runs out and the message is delivered again: going on would run it twice at once."""
     executor.run(1, "toy.hold", str(ledger.path), str(gate))
     eventually(lambda: ledger.count("start"))
@@ -575,7 +662,7 @@ def test_a_task_that_ends_the_process_takes_nothing_reported_along(executor: Exe
 
     assert first == [1]
     assert executor.wait() == 7
-    assert executor.board.read_steady(0)[0] == 2
+    assert executor.board.read(0)[0] == 2
 
 
 def test_an_executor_does_not_outlive_the_process_that_started_it(tmp_path: Path) -> None:

@@ -33,7 +33,11 @@ def ended_pid() -> int:
 def holder(path: Path) -> Iterator[subprocess.Popen[str]]:
     """Another process that holds the file."""
     process = subprocess.Popen(
-        [sys.executable, "-c", f"from kernel_worker.pidfile import Pidfile; p = Pidfile({str(path)!r}); p.acquire(); print(); input()"],
+        [
+            sys.executable,
+            "-c",
+            f"from kernel_worker.pidfile import Pidfile; p = Pidfile({str(path)!r}); p.acquire(); print(); input()",
+        ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -120,7 +124,7 @@ def test_a_symbolic_link_is_refused_and_its_target_left_alone(path: Path, tmp_pa
     target.write_text("content")
     path.symlink_to(target)
 
-    with pytest.raises(PidfileError, match="kw.pid") as failure:
+    with pytest.raises(PidfileError, match=r"kw\.pid") as failure:
         Pidfile(str(path)).acquire()
 
     assert target.read_text() == "content"
@@ -229,7 +233,8 @@ def test_of_processes_that_race_for_a_stale_file_exactly_one_gets_it(path: Path,
         """
     )
     racers = [
-        subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(4)
+        subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(4)
     ]
     for racer in racers:
         assert racer.stdout is not None

@@ -77,7 +77,9 @@ def test_an_idle_worker_asks_for_its_slots_and_a_little_more(make_stage: MakeSta
     assert room(stage) == 4
 
 
-@pytest.mark.parametrize(("slots", "multiplier", "expected"), [(2, 1, 2), (4, 1, 4), (4, 2, 8), (4, 10, 8), (4, 0, 8), (4, None, 8)])
+@pytest.mark.parametrize(
+    ("slots", "multiplier", "expected"), [(2, 1, 2), (4, 1, 4), (4, 2, 8), (4, 10, 8), (4, 0, 8), (4, None, 8)]
+)
 def test_the_multiplier_is_an_upper_bound_and_0_is_none(
     make_stage: MakeStage, slots: int, multiplier: int | None, expected: int
 ) -> None:
@@ -214,6 +216,18 @@ def test_behind_long_tasks_nothing_waits_that_another_worker_could_run(make_stag
 
     assert stage.verdicts() == [("d", Verdict.REQUEUE), ("c", Verdict.REQUEUE)]
     assert room(stage) == 0
+
+
+def test_a_burst_after_an_idle_time_is_not_taken_for_too_much(make_stage: MakeStage, clock: _Clock) -> None:
+    """Cause: the idle time counted as time in which no task ended."""
+    stage = make_stage(4)
+    stage.learn("short", 0.001)
+    clock.now += 0.7
+
+    stage.deliver(*deliveries("long", range(8)))
+
+    assert stage.settlements == []
+    assert [len(puppet.jobs) for puppet in stage.puppets] == [1, 1, 1, 1]
 
 
 def test_after_a_long_task_the_free_slot_is_filled_and_a_later_burst_is_asked_for_in_full(

@@ -22,7 +22,15 @@ TABLE: list[tuple[str, Outcome, TaskInfo, int, Verdict, str, bool]] = [
     ("success", Outcome(KIND.SUCCESS), PLAIN, 0, ACK, "", False),
     ("success, early ack", Outcome(KIND.SUCCESS), EARLY, 0, ACK, "", False),
     ("failure", Outcome(KIND.FAILURE, error="ValueError"), PLAIN, 0, ACK, "", False),
-    ("failure that is to be kept", Outcome(KIND.FAILURE, error="ValueError"), KEEPS_FAILURES, 0, DEAD, "failed: ValueError", False),
+    (
+        "failure that is to be kept",
+        Outcome(KIND.FAILURE, error="ValueError"),
+        KEEPS_FAILURES,
+        0,
+        DEAD,
+        "failed: ValueError",
+        False,
+    ),
     ("retry", Outcome(KIND.RETRY), KEEPS_FAILURES, 2, ACK, "", False),
     ("ignore", Outcome(KIND.IGNORE), KEEPS_FAILURES, 0, ACK, "", False),
     ("reject", Outcome(KIND.REJECT, error="no"), PLAIN, 0, DEAD, "rejected by the task: no", False),
@@ -36,13 +44,37 @@ TABLE: list[tuple[str, Outcome, TaskInfo, int, Verdict, str, bool]] = [
     ("lost, first time", Outcome(KIND.LOST, error="gone"), PLAIN, 0, REQUEUE, "", True),
     ("lost, second time", Outcome(KIND.LOST, error="gone"), PLAIN, 1, REQUEUE, "", True),
     ("lost, last time", Outcome(KIND.LOST, error="gone"), PLAIN, 2, DEAD, "gone (delivery 3 of at most 3)", True),
-    ("lost, beyond the last", Outcome(KIND.LOST, error="gone"), PLAIN, 9, DEAD, "gone (delivery 10 of at most 3)", True),
+    (
+        "lost, beyond the last",
+        Outcome(KIND.LOST, error="gone"),
+        PLAIN,
+        9,
+        DEAD,
+        "gone (delivery 10 of at most 3)",
+        True,
+    ),
     ("lost, never again", Outcome(KIND.LOST, error="gone"), REJECTS_LOST, 0, DEAD, "gone", True),
     ("lost, again", Outcome(KIND.LOST, error="gone"), REQUEUES_LOST, 0, REQUEUE, "", True),
-    ("lost, again but not for ever", Outcome(KIND.LOST, error="gone"), REQUEUES_LOST, 2, DEAD, "gone (delivery 3 of at most 3)", True),
+    (
+        "lost, again but not for ever",
+        Outcome(KIND.LOST, error="gone"),
+        REQUEUES_LOST,
+        2,
+        DEAD,
+        "gone (delivery 3 of at most 3)",
+        True,
+    ),
     ("timed out", Outcome(KIND.TIMEOUT, error="30"), PLAIN, 0, ACK, "", False),
     ("timed out, to be kept", Outcome(KIND.TIMEOUT, error="30"), KEEPS_TIMEOUTS, 0, REQUEUE, "", True),
-    ("timed out, last time", Outcome(KIND.TIMEOUT, error="30"), KEEPS_TIMEOUTS, 2, DEAD, "30 (delivery 3 of at most 3)", True),
+    (
+        "timed out, last time",
+        Outcome(KIND.TIMEOUT, error="30"),
+        KEEPS_TIMEOUTS,
+        2,
+        DEAD,
+        "30 (delivery 3 of at most 3)",
+        True,
+    ),
     ("cancelled by shutdown", Outcome(KIND.CANCELLED), PLAIN, 2, REQUEUE, "", False),
     ("cancelled, never again when lost", Outcome(KIND.CANCELLED), REJECTS_LOST, 0, REQUEUE, "", False),
     ("unknown task", Outcome(KIND.UNKNOWN, error="a.b"), DEFAULT_TASK, 0, DEAD, "unknown task a.b", False),
@@ -50,8 +82,14 @@ TABLE: list[tuple[str, Outcome, TaskInfo, int, Verdict, str, bool]] = [
 ]
 
 
-@pytest.mark.parametrize(("outcome", "task", "attempts", "verdict", "reason", "count"), [row[1:] for row in TABLE], ids=[row[0] for row in TABLE])
-def test_settlement(outcome: Outcome, task: TaskInfo, attempts: int, verdict: Verdict, reason: str, count: bool) -> None:
+@pytest.mark.parametrize(
+    ("outcome", "task", "attempts", "verdict", "reason", "count"),
+    [row[1:] for row in TABLE],
+    ids=[row[0] for row in TABLE],
+)
+def test_settlement(
+    outcome: Outcome, task: TaskInfo, attempts: int, verdict: Verdict, reason: str, count: bool
+) -> None:
     delivery = Delivery("q", b"", {}, receipt=1, attempts=attempts)
 
     settlement = decide(delivery, task, outcome, max_deliveries=3)

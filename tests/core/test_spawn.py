@@ -37,7 +37,9 @@ def test_the_application_is_loaded_by_the_first_executor_which_then_serves(pool:
     assert pool.wait_for_verdicts(1) == {"a": "ack"}
 
 
-def test_a_killed_executor_is_replaced_and_its_task_counted_as_lost(pool: LivePool, ledger: Ledger, tmp_path: Path) -> None:
+def test_a_killed_executor_is_replaced_and_its_task_counted_as_lost(
+    pool: LivePool, ledger: Ledger, tmp_path: Path
+) -> None:
     pool.start(1)
     pool.run(call("toy.noop", "warm"))
     pool.wait_for_verdicts(1)
@@ -75,7 +77,15 @@ def test_stop_ends_what_hangs_in_its_import(pool: LivePool, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("status", "words"), [(0, "exit 0"), (7, "exit 7"), (-9, "signal SIGKILL"), (-11, "signal SIGSEGV"), (-64, "signal SIGRTMAX"), (-99, "signal 99")]
+    ("status", "words"),
+    [
+        (0, "exit 0"),
+        (7, "exit 7"),
+        (-9, "signal SIGKILL"),
+        (-11, "signal SIGSEGV"),
+        (-64, "signal SIGRTMAX"),
+        (-99, "signal 99"),
+    ],
 )
 def test_an_exit_status_in_words(status: int, words: str) -> None:
     assert exit_reason(status) == words

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from typing import Any
@@ -15,7 +16,9 @@ from kernel_worker.steps import Bootstep, Sequence, order
 class Step(Bootstep):
     """Writes down what is done to it."""
 
-    def __init__(self, name: str, log: list[str] | None = None, *, requires: tuple[str, ...] = (), before: tuple[str, ...] = ()):
+    def __init__(
+        self, name: str, log: list[str] | None = None, *, requires: tuple[str, ...] = (), before: tuple[str, ...] = ()
+    ):
         self.name = name
         self.requires = requires
         self.before = before
@@ -83,7 +86,7 @@ def test_a_circle_is_printed() -> None:
     circle = failure.value.message.partition(": ")[2].split(" → ")
     assert circle[0] == circle[-1]
     assert set(circle) == {"a", "b", "c"}
-    for step, required in zip(circle, circle[1:], strict=False):
+    for step, required in itertools.pairwise(circle):
         assert required in {"a": "b", "b": "c", "c": "a"}[step], f"{step} does not require {required}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import signal
 import time
@@ -11,9 +12,12 @@ from typing import Any
 
 import pytest
 
+from kernel_worker.board import Board
 from kernel_worker.drivers import Layout
 from kernel_worker.errors import ExecutorError, UsageError
+from kernel_worker.spawn import Birth
 from kernel_worker.supervisor import MAX_EARLY_DEATHS
+from kernel_worker.testing import eventually
 from kernel_worker.wire import Frame, pack
 
 from .puppet import Stage, deliveries, delivery
@@ -210,6 +214,45 @@ def test_a_dead_executor_is_replaced_while_another_start_waits(make_stage: MakeS
     assert both
 
 
+def test_a_replacement_that_the_system_refuses_is_tried_again(
+    make_stage: MakeStage, quick_restarts: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cause: the executor that could not be started was counted as one that is on its way, or the error ended the
+    attempt: the pool stayed short, and a pool of one ran nothing any more and said nothing."""
+    stage = make_stage(1)
+    spawn, refusals = stage.spawner.spawn, [OSError("no process"), OSError("no process")]
+
+    def refuse_at_first(birth: Birth) -> None:
+        if refusals:
+            raise refusals.pop()
+        spawn(birth)
+
+    monkeypatch.setattr(stage.spawner, "spawn", refuse_at_first)
+    stage.puppets[0].die()
+    in_between = _alive(stage)
+    eventually(lambda: stage.turn() or len(stage.puppets) == 2)
+    stage.puppets[1].come_up()
+    stage.turn()
+
+    assert in_between == []
+    assert stage.supervisor.up_count == 1
+
+
+def test_a_system_that_goes_on_refusing_ends_the_worker_with_the_reason(
+    make_stage: MakeStage, quick_restarts: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = make_stage(1)
+
+    def refuse(slots: int) -> Board:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(Board, "create", refuse)
+    stage.puppets[0].die()
+    eventually(lambda: stage.turn() or stage.supervisor.failure)
+
+    assert "it could not be started: [Errno 24] Too many open files" in str(stage.supervisor.failure)
+
+
 def test_a_wrong_application_is_the_users_mistake_and_a_broken_one_is_not(make_stage: MakeStage) -> None:
     for kind, expected in (("usage", UsageError), ("import", ExecutorError)):
         stage = make_stage(1, up=False)
@@ -343,3 +386,17 @@ def test_stop_before_anything_was_started_and_twice_is_harmless(make_stage: Make
     supervisor.stop(time.monotonic())
     supervisor.stop(time.monotonic())
     loop.close()
+
+
+def test_a_plugin_that_raises_when_it_hears_of_a_death_does_not_keep_the_place_empty(make_stage: MakeStage) -> None:
+    """Cause: the exception of its hook left the exit half handled: nobody was started in the dead one's place."""
+
+    def broken(handle: object, reason: str) -> None:
+        raise RuntimeError("a plugin's bug")
+
+    stage = make_stage(2, on_down=broken)
+
+    stage.loop.post(stage.puppets[0].die)
+    stage.turn()
+
+    assert _alive(stage) == [2, 3]

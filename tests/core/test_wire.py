@@ -145,7 +145,9 @@ def test_a_closed_channel_reads_and_writes_no_more_and_closes_again(ends: tuple[
 
 
 @pytest.mark.parametrize(
-    ("struct", "size"), [(HEAD, 5), (RUN_HEAD, 28), (CONCLUDE_HEAD, 5), (DONE_RECORD, 13)], ids=["head", "run", "conclude", "done"]
+    ("struct", "size"),
+    [(HEAD, 5), (RUN_HEAD, 28), (CONCLUDE_HEAD, 5), (DONE_RECORD, 13)],
+    ids=["head", "run", "conclude", "done"],
 )
 def test_records_have_the_same_size_everywhere(struct: object, size: int) -> None:
     """Both sides of a socket pair are of one version, but a padded layout would differ between machines' C types."""

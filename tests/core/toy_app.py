@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -70,6 +71,20 @@ def hold(ledger: str, gate: str, name: str = "") -> None:
     Ledger(ledger).note("start", name=name)
     _wait_for(gate)
     Ledger(ledger).note("end", name=name)
+
+
+@task
+def where(ledger: str) -> None:
+    """Tell which process and thread runs tasks."""
+    Ledger(ledger).note("where", main_thread=threading.current_thread() is threading.main_thread())
+
+
+@task
+def compute(ledger: str, gate: str) -> None:
+    """Hold the interpreter until `gate` is there."""
+    Ledger(ledger).note("start")
+    while not os.path.exists(gate):
+        sum(range(100_000))
 
 
 @task
@@ -230,7 +245,9 @@ broken = BrokenMarker()
 nothing = "no application"
 
 
-def hello(*, app: str = TARGET, results: str | Path = "", plugins: Sequence[str] = (), level: str = "WARNING") -> dict[str, Any]:
+def hello(
+    *, app: str = TARGET, results: str | Path = "", plugins: Sequence[str] = (), level: str = "WARNING"
+) -> dict[str, Any]:
     """A HELLO value for this application.
 
     :param results: file for results; "" = no result backend.
@@ -243,7 +260,12 @@ def hello(*, app: str = TARGET, results: str | Path = "", plugins: Sequence[str]
         "context": {"overrides": {"result_backend": str(results)}, "publishers": {}, "results": {}},
         "node": "kw@test",
         "workdir": ROOT,
-        "log": {"level": level, "file": None, "format": "%(levelname)s %(name)s %(message)s"},
+        "log": {
+            "level": level,
+            "file": None,
+            "format": "%(levelname)s %(name)s %(message)s",
+            "loggers": ["kernel_worker"],
+        },
     }
 
 

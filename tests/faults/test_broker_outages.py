@@ -88,7 +88,7 @@ def test_running_task_outlives_three_restarts_in_a_row(
     assert "Traceback" not in worker.output
 
 
-@pytest.mark.parametrize("role", ["kw:fetch", "kw:settle", "kw:other", "all"])
+@pytest.mark.parametrize("role", ["kw:fetch", "kw:settle", pytest.param("kw:other", marks=pytest.mark.faults), "all"])
 def test_killed_connection_is_made_anew(
     folder: Path, kw: RunKw, redis_server: RedisServer, redis_url: str, ledger: Ledger, role: str
 ) -> None:
@@ -140,6 +140,7 @@ def test_silent_connection_is_noticed_by_its_time_out(
     assert worker.stop() == 0
 
 
+@pytest.mark.faults
 def test_slow_connection_causes_no_second_run(
     folder: Path, kw: RunKw, proxy: Proxy, redis_url: str, ledger: Ledger
 ) -> None:

@@ -107,7 +107,9 @@ def test_killed_server_that_keeps_its_data_loses_nothing(
 
 @pytest.mark.faults
 @pytest.mark.timeout(900)
-def test_cut_silent_and_slow_connections_lose_nothing(redis_server: RedisServer, redis_url: str, storm: StartStorm) -> None:
+def test_cut_silent_and_slow_connections_lose_nothing(
+    redis_server: RedisServer, redis_url: str, storm: StartStorm
+) -> None:
     proxy = Proxy(redis_server.port)
     blow = storm(f"redis://127.0.0.1:{proxy.port}/0?socket_timeout=1", "mixed")
 

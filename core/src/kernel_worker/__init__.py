@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .bus import Bus, Kind
     from .config import Config, Draft, Secret
     from .drivers import (
         AppLoader,
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from .hookspecs import hookimpl
     from .hookspecs_executor import hookimpl as executor_hookimpl
     from .options import OptionSpec, option
+    from .registry import Command, HealthCheck
+    from .steps import Bootstep
     from .types import (
         AppInfo,
         BrokerCapability,
@@ -53,10 +56,12 @@ if TYPE_CHECKING:
         TaskInfo,
         Verdict,
     )
+    from .worker import StepContext
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "bus": ("Bus", "Kind"),
     "config": ("Config", "Draft", "Secret"),
     "drivers": (
         "AppLoader",
@@ -88,6 +93,9 @@ _HOMES = {
     "hookspecs": ("hookimpl",),
     "hookspecs_executor": ("executor_hookimpl=hookimpl",),
     "options": ("OptionSpec", "option"),
+    "registry": ("Command", "HealthCheck"),
+    "steps": ("Bootstep",),
+    "worker": ("StepContext",),
     "types": (
         "AppInfo",
         "BrokerCapability",
@@ -114,12 +122,15 @@ _HOME = {
 __all__ = [
     "AppInfo",
     "AppLoader",
+    "Bootstep",
     "Broker",
     "BrokerCapability",
     "BrokerContext",
     "BrokerRefused",
     "BrokerUnavailable",
+    "Bus",
     "Call",
+    "Command",
     "Config",
     "ConfigError",
     "ControlCommand",
@@ -127,8 +138,10 @@ __all__ = [
     "Delivery",
     "Draft",
     "ExecutorError",
+    "HealthCheck",
     "Job",
     "KernelWorkerError",
+    "Kind",
     "Layout",
     "LoadContext",
     "LoadedApp",
@@ -149,6 +162,7 @@ __all__ = [
     "Secret",
     "Settlement",
     "StartError",
+    "StepContext",
     "StoredResult",
     "TaskInfo",
     "UsageError",

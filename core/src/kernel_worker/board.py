@@ -11,16 +11,19 @@ import mmap
 import os
 import struct
 
-_RECORD = struct.Struct("<QdQ")
+_RECORD = struct.Struct("@QdQ")  # native: aligned fields are written whole; other forms write byte by byte
 """Tag of the last job that started, monotonic time of its start (0 = it has ended), and the tag up to which every
 job of this slot has succeeded with nothing left to store."""
-_END = struct.Struct("<dQ")
+_END = struct.Struct("@dQ")
 _AT_END = 8
 
 
 class Board:
-    """Records of the slots of one executor. Torn reads are possible while the executor lives: a reader
-    that acts on one uses `read_steady`."""
+    """Records of the slots of one executor.
+
+    The tag is written before the time, and a record without a time reads as idle: so a record that is half
+    written, or whose writer was stopped half-way, never shows a job with another one's start.
+    """
 
     def __init__(self, fd: int, slots: int) -> None:
         self.fd = fd
@@ -51,13 +54,6 @@ class Board:
         """(running tag or 0, monotonic start, done up to) of a slot."""
         tag, started, done = _RECORD.unpack_from(self._map, slot * _RECORD.size)
         return tag if started else 0, started, done
-
-    def read_steady(self, slot: int) -> tuple[int, float, int]:
-        """The same of a slot that may be written now, never torn: of two readings that agree."""
-        record = self.read(slot)
-        while record != (again := self.read(slot)):
-            record = again
-        return record
 
     def last_started(self, slot: int) -> int:
         """Tag of the job that a slot runs or has run last, 0 = none."""

@@ -48,7 +48,9 @@ class BrokerHost:
         self.connected = False
         self.last_error = ""
         self.fetching = False
-        """Whether the fetch thread may still deliver."""
+        """Whether the fetch thread runs."""
+        self._delivering = False
+        """Loop thread: whether the loop has not yet seen everything that was fetched."""
         self._settling = False
         self._deliver = deliver
         self._held = held
@@ -58,10 +60,14 @@ class BrokerHost:
         self._batch = 1
         self._fetched = 0
         self._mean_bytes = 1024.0
+        self._delay = BACKOFF_FIRST_S
+        self._connection = threading.Lock()
+        """Held while connecting and while settling: by contract a driver connects while no other call is under way."""
         self._room = threading.Event()
         self._stop_fetch = threading.Event()
         self._usable = threading.Event()
         self._broken = threading.Event()
+        self._broken_by = ""
         self._outbox: queue.SimpleQueue[list[Settlement] | None] = queue.SimpleQueue()
         self._unsettled = 0
         self._fetcher = threading.Thread(target=self._fetch_forever, name="kw-fetch", daemon=True)
@@ -72,7 +78,7 @@ class BrokerHost:
 
     def start(self) -> None:
         """Begin to connect; `connected` becomes true some time later."""
-        self.fetching = self._settling = True
+        self.fetching = self._settling = self._delivering = True
         self._fetcher.start()
         self._settler.start()
 
@@ -86,6 +92,11 @@ class BrokerHost:
         """Hand a turn's settlements to the settle thread."""
         self._unsettled += 1
         self._outbox.put(batch)
+
+    @property
+    def may_deliver(self) -> bool:
+        """Whether something may still arrive. Not while the broker is away: nobody need wait for an attempt to connect."""
+        return self._delivering and (self.connected or not self.fetching)
 
     @property
     def settled(self) -> bool:
@@ -103,40 +114,41 @@ class BrokerHost:
         if not self._fetcher.ident:
             return
         self.stop_fetching()
-        self.loop.run_until(lambda: not self.fetching, min(deadline, time.monotonic() + 6.0))
+        # Away, and nothing to settle: the threads may be in the middle of a long time-out, for nobody.
+        away = self.settled and not self.connected
+        self.loop.run_until(lambda: away or not self._delivering, min(deadline, time.monotonic() + 6.0))
         self.loop.run_until(lambda: self.settled, deadline)
         self._stop_settle = True
         self._outbox.put(None)
-        self.loop.run_until(lambda: not self._settling, min(deadline, time.monotonic() + 6.0))
+        self.loop.run_until(lambda: away or not self._settling, min(deadline, time.monotonic() + 6.0))
         if not self.fetching and not self._settling:
             self.broker.close()
 
     # -- fetch thread
 
     def _fetch_forever(self) -> None:
-        delay = BACKOFF_FIRST_S
         while not self._stop_fetch.is_set():
             try:
-                self.broker.connect()
-                self.broker.declare(self.queues)
-                delay = BACKOFF_FIRST_S
+                with self._connection:
+                    self.broker.connect()
+                    self.broker.declare(self.queues)
                 self._report_up()
                 self._fetch_until_broken()
             except (BrokerUnavailable, BrokerRefused) as error:
                 self._report_down(str(error))
-                delay = self._back_off(delay, error)
+                self._back_off(error)
             except Exception as error:  # a driver's bug must not end fetching in silence
                 log.exception("broker driver failed", extra={"action": "broker_failed"})
                 self._report_down(f"{type(error).__name__}: {error}")
-                delay = self._back_off(delay, error)
+                self._back_off(error)
         self.fetching = False
         self._usable.set()  # the settle thread no longer waits for a connection from here
-        self.loop.post(self._thread_ended)
+        self.loop.post(self._fetch_ended)
 
     def _fetch_until_broken(self) -> None:
         while not self._stop_fetch.is_set():
             if self._broken.is_set():
-                raise BrokerUnavailable("the settling connection is lost")
+                raise BrokerUnavailable(self._broken_by)
             room = self._allowed - self._fetched
             if room < self._batch:
                 self._room.clear()
@@ -145,15 +157,16 @@ class BrokerHost:
                 continue
             limit = max(1, min(room, int(HELD_BYTES / self._mean_bytes)))
             deliveries = self.broker.fetch(limit, FETCH_TIMEOUT_S)
+            self._delay = BACKOFF_FIRST_S  # not sooner: a broker may let connect, and refuse everything else
             if deliveries:
                 self._fetched += len(deliveries)
                 self._mean_bytes = max(256.0, sum(len(d.raw) for d in deliveries) / len(deliveries))
                 self.loop.post(self._deliver, deliveries)
 
-    def _back_off(self, delay: float, error: Exception) -> float:
+    def _back_off(self, error: Exception) -> None:
         asked = getattr(error, "retry_after", None)
-        self._stop_fetch.wait(asked if asked is not None else delay * random.uniform(0.5, 1.0))
-        return min(delay * 2, BACKOFF_MAX_S)
+        self._stop_fetch.wait(asked if asked is not None else self._delay * random.uniform(0.5, 1.0))
+        self._delay = min(self._delay * 2, BACKOFF_MAX_S)
 
     def _report_up(self) -> None:
         self._broken.clear()
@@ -177,14 +190,14 @@ class BrokerHost:
         pending: list[Settlement] = []
         counts = 0
         while True:
-            if not pending:
-                more, counts = self._collect(max(0.0, renew_at - time.monotonic()))
-                pending += more
+            more, count = self._collect(0.0 if pending else max(0.0, renew_at - time.monotonic()))
+            pending += more
+            counts += count
             if pending and self._settle(pending):
                 pending = []
                 self.loop.post(self._settled, counts)
                 counts = 0
-            if self._stop_settle and (not pending or not self.connected):
+            if self._stop_settle and (pending or self._outbox.empty()):  # tried once more, or nothing is left
                 self._settling = False
                 self.loop.post(self._thread_ended)
                 return
@@ -196,7 +209,7 @@ class BrokerHost:
         batch: list[Settlement] = []
         count = 0
         try:
-            item = self._outbox.get(timeout=timeout)
+            item = self._outbox.get(timeout=timeout) if timeout else self._outbox.get_nowait()
             while item is not None:
                 batch += item
                 count += 1
@@ -205,6 +218,10 @@ class BrokerHost:
             pass
         return batch, count
 
+    def _fetch_ended(self) -> None:
+        # Posted after the last deliveries: were `fetching` asked instead, they might come when nobody settles any more.
+        self._delivering = False
+
     def _thread_ended(self) -> None:
         """Nothing to do but to turn the loop: somebody waits for the end of the thread."""
 
@@ -212,36 +229,71 @@ class BrokerHost:
         self._unsettled -= count
 
     def _settle(self, batch: list[Settlement]) -> bool:
+        """Settle a batch; False when it is to be repeated. Waits for a connection, a second at most."""
+        if self.fetching and not self._usable.wait(1.0):
+            return False
         try:
-            self.broker.settle(batch)
+            with self._connection:
+                self.broker.settle(batch)
             return True
-        except (BrokerUnavailable, BrokerRefused):
-            self._lost_connection()
-        except Exception:  # a driver's bug: the lease brings these messages back
+        except BrokerUnavailable as error:
+            self._lost_connection(error)
+            return False
+        except BrokerRefused as error:
+            return self._settle_singly(batch, error)
+        except Exception as error:
             log.exception("broker driver failed to settle", extra={"action": "settle_failed"})
-            self._lost_connection()
-        return False
+            return self._settle_singly(batch, error)
+
+    def _settle_singly(self, batch: list[Settlement], cause: Exception) -> bool:
+        """Something in a batch cannot be settled: find it, so that it does not block all others for ever."""
+        failed: list[Settlement] = []
+        for settlement in batch:
+            try:
+                with self._connection:
+                    self.broker.settle([settlement])
+            except BrokerUnavailable as error:
+                self._lost_connection(error)
+                return False
+            except Exception:  # told already for the whole batch
+                failed.append(settlement)
+        if len(failed) == len(batch):  # it may be the broker: try again, later, and with others
+            self._lost_connection(cause)
+            time.sleep(BACKOFF_FIRST_S)
+            return False
+        for settlement in failed:  # its lease brings the message back
+            log.error(
+                "a delivery of queue %s cannot be settled (%s): %s",
+                settlement.delivery.queue,
+                settlement.verdict.value,
+                cause,
+                extra={"action": "settlement_dropped", "queue": settlement.delivery.queue},
+            )
+        return True
 
     def _renew(self) -> None:
         if not self.connected:
             return
         try:
-            self.broker.renew(self._held())
-        except (BrokerUnavailable, BrokerRefused):
-            self._lost_connection()
+            with self._connection:
+                self.broker.renew(self._held())
+        except (BrokerUnavailable, BrokerRefused) as error:
+            self._lost_connection(error)
         except Exception:  # as above: fetching goes on, the lease may lapse and the messages come back
             log.exception("broker driver failed to renew", extra={"action": "renew_failed"})
 
-    def _lost_connection(self) -> None:
-        """Have the fetch thread connect again, and wait for it a while."""
-        self._usable.clear()
-        self._broken.set()
+    def _lost_connection(self, cause: Exception) -> None:
+        """Have the fetch thread connect again."""
         if self.fetching:
+            self._broken_by = str(cause)
+            self._usable.clear()
+            self._broken.set()
+            self._room.set()
             self.broker.interrupt()
-            self._usable.wait(1.0)
             return
         try:  # shutting down: nobody else connects any more
-            self.broker.connect()
-        except (BrokerUnavailable, BrokerRefused) as error:
+            with self._connection:
+                self.broker.connect()
+        except Exception as error:  # told by the exit code: something is left unsettled
             self.last_error = str(error)
             time.sleep(BACKOFF_FIRST_S)

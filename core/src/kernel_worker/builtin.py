@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("kernel_worker.builtin")
 
+ROLL_BACK_FINISH_S = 1.0
+"""How long running tasks may go on when the start fails after all; killing and settling need the rest of the time."""
+
 kw_api = 1
 
 
@@ -172,6 +175,12 @@ class ConsumerStep(Bootstep):
 
     def stop(self, ctx: StepContext, deadline: float) -> None:
         if self._dispatcher is not None:
+            if self._host is not None and not self._dispatcher.closing:
+                # Rolled back after it was up: what runs must have ended before its message goes back with the
+                # driver's close, or it would run twice at once.
+                self.close(ctx)
+                ctx.worker.supervisor.close()
+                ctx.worker.finish_running(min(deadline, time.monotonic() + ROLL_BACK_FINISH_S))
             self._dispatcher.closing = True
             self._dispatcher.abandon()
         if self._host is not None:

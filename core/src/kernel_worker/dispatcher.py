@@ -117,9 +117,8 @@ class Dispatcher:
         self._filters = tuple(filters)
         self._on_up = on_up
         self._on_down = on_down
-        self._policy = policy or (
-            lambda request, outcome: decide(request.delivery, request.info, outcome, max_deliveries)
-        )
+        self._max_deliveries = max_deliveries
+        self._plugins_policy = policy
         self._rate = 0.0
         self._rate_at = time.monotonic()
         self._rate_from = 0
@@ -171,10 +170,8 @@ class Dispatcher:
                 continue
             for callback in received:
                 callback(request, None)
-            if request.eta > now and self._can_delay:
-                self._settle(Settlement(delivery, Verdict.DELAY, until=request.eta))
-            elif request.eta > now:
-                self._park(request, request.eta)
+            if request.eta > now:
+                self._release(request, Settlement(delivery, Verdict.DELAY, until=request.eta))
             elif self._filters:
                 self._admit(request)
             else:
@@ -198,7 +195,7 @@ class Dispatcher:
                 log.exception("admission filter %r failed", admission, extra={"action": "filter_failed"})
                 continue
             if settlement is not None:
-                self._settle(settlement)
+                self._release(request, settlement)
                 return
         self.ready.append(request)
 
@@ -217,7 +214,7 @@ class Dispatcher:
         info = self._tasks.get(task)
         request = Request(task_id, task, delivery, info or DEFAULT_TASK)
         if info is None:
-            request.conclude, request.text = OutcomeKind.UNKNOWN, task
+            request.conclude, request.text = OutcomeKind.UNKNOWN, printable(task)
         request.cost = self._costs.get(task, HORIZON_S)
         request.hard = info.time_limit if info is not None and info.time_limit else self._limits[0]
         request.soft = info.soft_time_limit if info is not None and info.soft_time_limit else self._limits[1]
@@ -248,7 +245,7 @@ class Dispatcher:
         ready = self.ready
         executors = [h for h in self.supervisor.executors.values() if h.up and not h.retiring and not h.stalled]
         for handle in executors:
-            while ready and len(handle.outstanding) < handle.slots:
+            while ready and _depth(handle) < handle.slots:
                 self._give(handle, ready.popleft())
         if not ready:
             return
@@ -256,7 +253,7 @@ class Dispatcher:
         fair_share = -(-len(ready) // max(1, len(executors)))
         for handle in sorted(executors, key=_depth):
             share = fair_share
-            while ready and share and len(handle.outstanding) < MAX_DEPTH * handle.slots:
+            while ready and share and _depth(handle) < MAX_DEPTH * handle.slots:
                 request = ready[0]
                 if handle.backlog_s + request.cost > HORIZON_S * handle.slots or not request.info.acks_late:
                     break
@@ -307,7 +304,10 @@ class Dispatcher:
                 request = self._finish(executor, tag, runtime)
                 if request is None:
                     continue
-                self._release(request, Settlement(request.delivery, Verdict.ACK))
+                if self._plugins_policy is not None:
+                    self._release(request, self._policy(request, Outcome(OutcomeKind.SUCCESS, runtime)))
+                else:
+                    self._release(request, Settlement(request.delivery, Verdict.ACK))
                 if now_succeeded:
                     self.bus.emit(Kind.SUCCEEDED, request, Outcome(OutcomeKind.SUCCESS, runtime))
         elif kind == Frame.ENDED:
@@ -325,6 +325,9 @@ class Dispatcher:
                 self._conclude(request, outcome)
         elif kind == Frame.RETURNED:
             self._take_back(executor, json.loads(payload))
+        elif kind == Frame.UNSTORED:
+            executor.unstored = max(0, min(int(json.loads(payload)), len(executor.outstanding)))
+            executor.stalled = executor.stalled and _depth(executor) >= executor.slots
 
     def _finish(self, executor: Handle, tag: int, runtime: float) -> Request | None:
         request = executor.outstanding.pop(tag, None)
@@ -339,11 +342,16 @@ class Dispatcher:
             self._costs[request.task] = runtime if known is None else known + 0.2 * (runtime - known)
         return request
 
+    def _policy(self, request: Request, outcome: Outcome) -> Settlement:
+        if self._plugins_policy is not None:
+            try:
+                return self._plugins_policy(request, outcome)
+            except Exception:  # a plugin's bug must not leave the delivery unsettled: the kernel's policy decides
+                log.exception("settle policy %r failed", self._plugins_policy, extra={"action": "policy_failed"})
+        return decide(request.delivery, request.info, outcome, self._max_deliveries)
+
     def _conclude(self, request: Request, outcome: Outcome) -> None:
         settlement = request.final or self._policy(request, outcome)
-        if settlement.verdict is Verdict.DELAY and not self._can_delay and not self.closing:
-            self._park(request, settlement.until)
-            return
         if outcome.kind is OutcomeKind.INVALID:
             log.error(
                 "invalid message on queue %s is kept as dead letter: %s",
@@ -366,7 +374,7 @@ class Dispatcher:
             executor.backlog_s = max(0.0, executor.backlog_s - request.cost)
             request.executor = None
             self._line_up_again(request)
-        executor.stalled = bool(executor.outstanding)  # its long task may have ended in between
+        executor.stalled = _depth(executor) > 0  # its long task may have ended in between
 
     def _line_up_again(self, request: Request) -> None:
         """First in line again. While closing it goes back to the broker, unless nobody but us has it (it was acked when
@@ -403,7 +411,8 @@ class Dispatcher:
     def _lost(self, request: Request, executor: Handle, reason: str) -> None:
         if executor.doomed_tag == request.tag:
             outcome = Outcome(OutcomeKind.TIMEOUT, error=f"{request.hard:g}")
-        elif executor.doom and not executor.at_fault:  # the kernel ended it: not this request's doing
+        elif (executor.doom and not executor.at_fault) or reason == "retired":
+            # The kernel ended it, or it left in order with ends that no result store took: not this request's doing.
             outcome = Outcome(OutcomeKind.CANCELLED, error=reason)
         else:
             outcome = Outcome(OutcomeKind.LOST, error=f"Worker exited prematurely: {reason}")
@@ -441,7 +450,7 @@ class Dispatcher:
         limited = [request for request in executor.outstanding.values() if request.hard]
         if not limited:
             return  # or it has ended, and its board with it
-        records = (executor.board.read_steady(slot) for slot in range(executor.slots))
+        records = (executor.board.read(slot) for slot in range(executor.slots))
         started = {tag: at for tag, at, _ in records}
         now, wait_s = time.monotonic(), 1e9
         for request in limited:
@@ -468,6 +477,11 @@ class Dispatcher:
         self._settle(Settlement(delivery, Verdict.DEAD, reason))
 
     def _release(self, request: Request, settlement: Settlement) -> None:
+        if settlement.verdict is Verdict.DELAY and not self._can_delay:
+            if not self.closing:
+                self._park(request, settlement.until)
+                return
+            settlement = Settlement(settlement.delivery, Verdict.REQUEUE)
         if request.acked and settlement.verdict in (Verdict.ACK, Verdict.DEAD):
             self._released += 1  # acked when it started (early ack): nothing is left to settle
         else:
@@ -501,7 +515,9 @@ class Dispatcher:
             limit = min(limit, slots * self._multiplier)
         if self.closing or not self._begun:
             limit = 0
-        allowed = self._released + limit + len(self._parked)
+        # What only waits for the result store takes no room: else tasks would wait for it, too.
+        unstored = sum(handle.unstored for handle in self.supervisor.executors.values()) if limit else 0
+        allowed = self._released + limit + len(self._parked) + unstored
         if allowed != self._allowed:
             self._allowed = allowed
             # Worth a round trip: a quarter of what may be held, but never so much that a free slot waits for it.
@@ -524,11 +540,7 @@ class Dispatcher:
         rate = self._measure_rate()
         self._rate = rate if rate > before else 0.5 * before + 0.5 * rate
         self._notice_pace()
-        if self._slow:
-            handles = self.supervisor.executors.values()
-            keep = sum(max(0, h.slots - len(h.outstanding)) for h in handles if h.up and not h.retiring)
-        else:
-            keep = int(self._rate * SURPLUS_S) + 4 * self._slots()
+        keep = 0 if self._slow else int(self._rate * SURPLUS_S) + 4 * self._slots()
         if len(self.ready) > keep:
             self._give_up(len(self.ready) - keep)
         self._ticking = not self.closing and (self.held > 0 or self._rate > 1.0)
@@ -536,10 +548,12 @@ class Dispatcher:
             self.loop.call_later(TICK_S, self._tick)
 
     def _notice_pace(self) -> None:
-        """Slow: the slots did not end two tasks each in half a second. Then nothing is held but what runs: whatever
-        waits behind such tasks is better off with another worker."""
+        """Slow: all slots were busy and did not end two tasks each in half a second. Then nothing is held but what
+        runs: whatever waits behind such tasks is better off with another worker."""
         now = time.monotonic()
-        if self.completed - self._pace_from >= 2 * self._slots():
+        handles = [h for h in self.supervisor.executors.values() if h.up and not h.retiring]
+        is_idle = any(_depth(handle) < handle.slots for handle in handles)
+        if is_idle or self.completed - self._pace_from >= 2 * self._slots():
             self._slow = False
         elif now - self._pace_at > SURPLUS_S:
             self._slow = True
@@ -615,7 +629,8 @@ def _is_name(value: object) -> TypeGuard[str]:
 
 
 def _depth(handle: Handle) -> int:
-    return len(handle.outstanding)
+    """Requests that still want its slots."""
+    return len(handle.outstanding) - handle.unstored
 
 
 def unix_time(value: Any, header: str) -> float:

@@ -11,6 +11,7 @@ and ends the process when the kernel is gone.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import logging
@@ -131,6 +132,7 @@ class Executor:
         self._first_ended_at = 0.0
         self._retry_store_at = 0.0
         self._store_delay = 0.1
+        self._told_unstored = 0
         self._done_through = 0
         self._to_tell = 0
         """Of what has ended, how many must be reported or stored for their end to be known."""
@@ -228,6 +230,7 @@ class Executor:
         the minder tries again with back-off.
         """
         if time.monotonic() < self._retry_store_at:
+            self._tell_unstored()
             return
         with self._flushing:
             with self._ending:
@@ -238,13 +241,23 @@ class Executor:
             if results and not self._store(results):
                 with self._ending:
                     self._ended = ended + self._ended
+                self._tell_unstored()
                 return
+            none_unstored = pack_json(Frame.UNSTORED, 0) if self._told_unstored else b""
+            self._told_unstored = 0
             # One send: a reader must never see half a report.
-            self._send(_report(ended))
+            self._send(none_unstored + _report(ended))
             told = sum(1 for _, each in ended if each.kind is not OutcomeKind.SUCCESS or each.result is not None)
             with self._ending:  # others may have ended meanwhile: only these are known now
                 self._to_tell -= told
                 self._done_through = max(self._done_through, ended[-1][0].tag)
+
+    def _tell_unstored(self) -> None:
+        """Their slots are free although they are not reported: without knowing, the kernel would give nothing more."""
+        count = len(self._ended)
+        if count != self._told_unstored:
+            self._told_unstored = count
+            self._send(pack_json(Frame.UNSTORED, count))
 
     def _store(self, results: list[StoredResult]) -> bool:
         try:
@@ -490,7 +503,12 @@ def load_app(hello: dict[str, Any]) -> LoadedApp:
         if app is not None:
             return _load(loader, app, context, spec)
     kinds = ", ".join(loader.name for loader in loaders) or "none"
-    raise LoadError(f"-A {spec}: there is no application in it (kinds of application known here: {kinds})", "usage")
+    usual = type(getattr(target, "app", getattr(target, "celery", target)))
+    raise LoadError(
+        f"-A {spec}: there is no application in it, or more than one (found: {usual.__module__}.{usual.__qualname__}; "
+        f"kinds of application known here: {kinds}); name it as module:attribute",
+        "usage",
+    )
 
 
 def _load(loader: AppLoader, app: object, context: LoadContext, spec: str) -> LoadedApp:
@@ -546,14 +564,15 @@ def failed_frame(error: BaseException) -> bytes:
 
 
 def configure_logging(options: dict[str, Any]) -> None:
-    """Give the loggers of the worker and of its tasks a handler. The root logger is left alone."""
+    """Give the loggers of the kernel and of the selected plugins (`loggers`) a handler. The root logger and the
+    application's own are left alone."""
     handler: logging.Handler
     if options.get("file"):
         handler = logging.FileHandler(options["file"])
     else:
         handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter(options["format"]))
-    for name in ("kernel_worker", "kernel_app"):
+    for name in options["loggers"]:
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler]
         logger.setLevel(options["level"])
@@ -619,7 +638,8 @@ def ignore_group_signals() -> None:
 
     A handler that does nothing, not SIG_IGN: ignored signals would stay ignored in programs that tasks start.
     """
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+    group = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+    for number in group:
         signal.signal(number, lambda *_: None)
 
 
@@ -681,6 +701,12 @@ def process_main() -> None:
     except ChannelClosed:
         pass
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        flush_output()
         os._exit(code)  # threads that tasks left behind must not keep the process
+
+
+def flush_output() -> None:
+    """Write out what was printed, before a fork or `os._exit`. That nobody can read it is no reason to fail."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, by its reader or by a task; or None
+            stream.flush()

@@ -52,6 +52,7 @@ def kwx_wrap_task(task: str, call: Call) -> Call | None:
             def timed(job):
                 with timer(task):
                     return call(job)
+
             return timed
     """
 

@@ -47,6 +47,8 @@ class Spawner(ABC):
 
     preloads = False
     """Whether `start` loads the application before the first executor is asked for."""
+    can_kill = True
+    """Whether `kill` ends an executor."""
 
     def __init__(self, loop: Loop, hello: dict[str, Any], events: SpawnEvents) -> None:
         self.loop = loop
@@ -108,6 +110,8 @@ class ExecSpawner(Spawner):
 
 class InlineSpawner(Spawner):
     """The one executor is the worker's main thread: `run_inline` is to be called there."""
+
+    can_kill = False
 
     def __init__(self, loop: Loop, hello: dict[str, Any], events: SpawnEvents) -> None:
         super().__init__(loop, hello, events)

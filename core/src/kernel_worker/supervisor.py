@@ -6,6 +6,7 @@ comes back through `Events`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import signal
@@ -30,6 +31,8 @@ log = logging.getLogger("kernel_worker.supervisor")
 
 MAX_EARLY_DEATHS = 10
 """Executors that end before they were up, one after the other, before the worker gives up."""
+DEAF_S = 1.0
+"""How long after its connection an executor may end by itself."""
 RESTART_DELAY_S = 1.0
 RESTART_DELAY_MAX_S = 30.0
 
@@ -61,6 +64,8 @@ class Handle:
     """Requests it holds by tag, in the order they were given: the first is the one that runs."""
     backlog_s: float = 0.0
     """Expected run time of what it holds."""
+    unstored: int = 0
+    """How many of them have ended and wait for the result store: they take no slot."""
     doom: str = ""
     """Why the kernel killed it."""
     doomed_tag: int = 0
@@ -83,6 +88,7 @@ class Supervisor:
         self.failure: KernelWorkerError | None = None
         """Set when executors cannot be started at all; the worker then ends with it."""
         self.restarts = 0
+        self._forgotten: list[Handle] = []
         self._spawner: Spawner | None = None
         self._hello = b""
         self._next_key = 1
@@ -121,16 +127,23 @@ class Supervisor:
 
     def _add(self) -> None:
         assert self._spawner is not None
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        board = Board.create(self.layout.slots)
-        handle = Handle(self._next_key, Channel(ours), board, self.layout.slots)
-        self._next_key += 1
-        self.executors[handle.key] = handle
-        self.loop.add_reader(ours, self._read, handle)
-        if not self._spawner.preloads:
-            handle.channel.queue(self._hello)
-        self._spawner.spawn(Birth(handle.key, theirs, board, handle.slots))
+        with contextlib.ExitStack() as undo:  # where the system refuses, no exit will be reported that takes it away
+            ours, theirs = socket.socketpair()
+            undo.callback(ours.close)
+            undo.callback(theirs.close)
+            ours.setblocking(False)
+            board = Board.create(self.layout.slots)
+            undo.callback(board.close)
+            handle = Handle(self._next_key, Channel(ours), board, self.layout.slots)
+            self._next_key += 1
+            self.executors[handle.key] = handle
+            undo.callback(self.executors.pop, handle.key)
+            self.loop.add_reader(ours, self._read, handle)
+            undo.callback(self.loop.remove, ours)
+            if not self._spawner.preloads:
+                handle.channel.queue(self._hello)
+            self._spawner.spawn(Birth(handle.key, theirs, board, handle.slots))
+            undo.pop_all()
 
     # -- spawner's events
 
@@ -169,22 +182,34 @@ class Supervisor:
         handle.channel.close()
         reason = handle.doom or ("retired" if handle.retiring and status == 0 else exit_reason(status))
         if handle.up:
-            level = logging.INFO if reason == "retired" else logging.WARNING
+            level = logging.INFO if reason == "retired" or self._closing else logging.WARNING
             log.log(
                 level, "executor %d ended: %s", handle.pid, reason, extra={"action": "executor_down", "pid": handle.pid}
             )
-        if self.events is not None:
-            self.events.on_down(handle, reason)
-        handle.board.close()
-        self._replace(handle, reason)
+        try:
+            if self.events is not None:
+                self.events.on_down(handle, reason)
+        finally:  # a plugin that hears of it may raise; the executor is replaced all the same
+            handle.board.close()
+            self._replace(handle, reason)
 
     def _replace(self, handle: Handle, reason: str) -> None:
         if self._closing or self.failure is not None or self._restart_pending:
             return
         if handle.up or handle.retiring:
             self.restarts += 1
-            self._fill()
+            self._refill()
             return
+        self._back_off(reason)
+
+    def _refill(self) -> None:
+        """Fill again. Where the system refuses (processes, memory, descriptors), later: nobody else would ask."""
+        try:
+            self._fill()
+        except OSError as error:
+            self._back_off(f"it could not be started: {error}")
+
+    def _back_off(self, reason: str) -> None:
         self._early_deaths += 1
         if self._early_deaths >= MAX_EARLY_DEATHS:
             self.failure = ExecutorError(
@@ -204,7 +229,7 @@ class Supervisor:
 
     def _restart(self) -> None:
         self._restart_pending = False
-        self._fill()
+        self._refill()
 
     # -- frames
 
@@ -214,7 +239,7 @@ class Supervisor:
         except ChannelClosed:
             # Its exit is reported by the spawner, with the reason; stop spinning on the end of file.
             self.loop.remove(handle.channel.sock)
-            self.loop.call_later(1.0, self._kill_deaf, handle)
+            self.loop.call_later(DEAF_S, self._kill_deaf, handle)
         except FrameError as error:
             log.warning("executor %d sent nonsense", handle.pid, exc_info=error, extra={"action": "frame_error"})
             self.loop.remove(handle.channel.sock)
@@ -296,6 +321,8 @@ class Supervisor:
         """Give up an executor that cannot be killed; what it held is accounted for as if it had been."""
         handle.doom = handle.doom or "the grace period is over"
         self.executors.pop(handle.key, None)
+        # Kept: with its end of the channel closed, it would end this process before its message is settled.
+        self._forgotten.append(handle)
         self.loop.remove(handle.channel.sock)
         if self.events is not None:
             self.events.on_down(handle, handle.doom)
@@ -328,8 +355,10 @@ class Supervisor:
         for handle in list(self.executors.values()):
             if handle.up:
                 self.retire(handle)
-            else:
+            elif self._spawner.can_kill:
                 self._spawner.kill(handle.key, signal.SIGKILL)
+            else:
+                self.forget(handle)  # it still imports the application, which may take for ever
         if not self.loop.run_until(lambda: not self.executors, deadline):
             for handle in list(self.executors.values()):
                 self.kill(handle, "killed: the grace period is over")

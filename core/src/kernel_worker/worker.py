@@ -6,6 +6,7 @@ second one. Signals only ask; the loop acts.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import queue
@@ -21,7 +22,15 @@ from .bus import Bus
 from .config import Config, Secret
 from .control import ControlTable
 from .drivers import Layout, Pool
-from .errors import BrokerUnavailable, ExecutorError, KernelWorkerError, StartError, StartInterrupted, UsageError
+from .errors import (
+    BrokerUnavailable,
+    ConfigError,
+    ExecutorError,
+    KernelWorkerError,
+    StartError,
+    StartInterrupted,
+    UsageError,
+)
 from .hooks import Hooks
 from .loop import Loop
 from .pidfile import Pidfile
@@ -105,11 +114,13 @@ class Worker:
         self.cold = False
         self.start_deadline: float | None = None
         self.exit_code = 0
+        self._failure: KernelWorkerError | None = None
         self.started_at = time.time()
         self._births: queue.SimpleQueue[Birth | None] = queue.SimpleQueue()
         self._spawner: Spawner | None = None
         self._prestarted = prestarted
-        self._task_holds_main = False
+        self._serves_inline = False
+        """Whether the main thread is an executor now."""
         self._pidfile = Pidfile(config.worker.pidfile) if config.worker.pidfile else None
         self._check_limits()
         self.sequence = self._compose()
@@ -216,6 +227,9 @@ class Worker:
                     signal.SIGINT: self._interrupted,
                     signal.SIGQUIT: lambda number: self.stop("SIGQUIT", cold=True),
                     signal.SIGHUP: lambda number: self.stop("SIGHUP"),
+                    # Their default is to kill, and tools send them to processes that know better.
+                    signal.SIGUSR1: lambda number: None,
+                    signal.SIGUSR2: lambda number: None,
                 }
             )
             signal.signal(signal.SIGPIPE, signal.SIG_IGN)
@@ -239,19 +253,20 @@ class Worker:
                 failure.append(error)
             finally:
                 self._births.put(None)
-                if self._task_holds_main:
-                    sys.stdout.flush()
-                    os._exit(self.exit_code or len(failure))
+                if self._serves_inline:  # a task, or the import of the application, that does not end
+                    self._leave_at_once(failure[0] if failure else None)
 
         thread = threading.Thread(target=live, name="kw-loop")
         thread.start()
         while (birth := self._births.get()) is not None:
             code = 1
+            self._serves_inline = True
             try:
                 code = executor.main(Channel(birth.sock), birth.board)
-            except Exception:  # told to the supervisor by its frames; here for the log
+            except BaseException:  # sys.exit() in a hook, too. Told to the supervisor by its frames; here for the log
                 log.exception("inline executor failed", extra={"action": "executor_failed"})
             finally:
+                self._serves_inline = False
                 birth.sock.close()
                 assert isinstance(self._spawner, InlineSpawner)
                 self._spawner.finished(birth.key, code)
@@ -259,6 +274,18 @@ class Worker:
         if failure:
             raise failure[0]
         return self.exit_code
+
+    def _leave_at_once(self, failure: BaseException | None) -> None:
+        """End the process from the loop's thread, while the main thread does not come back. Everything is settled."""
+        code = self.exit_code
+        if failure is not None:
+            code = failure.exit_code if isinstance(failure, KernelWorkerError) else 1
+            with contextlib.suppress(OSError):  # nobody reads it: no reason to stay
+                print(f"kw: {failure}", file=sys.stderr, flush=True)
+        if self._pidfile is not None:
+            self._pidfile.release()
+        executor.flush_output()
+        os._exit(code)
 
     def _live(self) -> int:
         ctx = StepContext(self)
@@ -269,10 +296,13 @@ class Worker:
             self.sequence.start(ctx)
         except StartInterrupted:
             return 0
-        self.say(self.banner())
-        self.hooks.kw_worker_ready(self)
-        self.say(f"{self.node} ready.")
-        self.loop.run_until(lambda: self.stop_reason or self.supervisor.failure)
+        try:
+            self.say(self.banner())
+            self.hooks.kw_worker_ready(self)
+            self.say(f"{self.node} ready.")
+        except KernelWorkerError as error:  # a plugin's bug: what was started is stopped, then it is told
+            self._failure = error
+        self.loop.run_until(lambda: self.stop_reason or self._failure or self.supervisor.failure)
         return self._shut_down(ctx)
 
     def stop(self, reason: str, cold: bool = False) -> None:
@@ -284,18 +314,19 @@ class Worker:
         self.stop("SIGINT", cold=bool(self.stop_reason))
 
     def _shut_down(self, ctx: StepContext) -> int:
-        failure = self.supervisor.failure
+        failure = self._failure or self.supervisor.failure
         reason = self.stop_reason or str(failure)
         deadline = time.monotonic() + (0.0 if self.cold or failure else self.config.worker.grace)
         dispatcher = self.dispatcher
-        self.hooks.kw_worker_closing(self, reason)
+        try:
+            self.hooks.kw_worker_closing(self, reason)
+        except KernelWorkerError as error:  # running work is not given up for it
+            log.error("%s", error, extra={"action": "hook_failed"})
         self.sequence.close(ctx)
         running = len(dispatcher.in_flight)
         waiting = f", waiting up to {self.config.worker.grace:g} s for {running} running" if running else ""
         self.say(f"{self.node} stops ({reason}){waiting}")
-        self.loop.run_until(lambda: not self._busy() or self.cold, deadline)
-        if self._busy():
-            self._put_back()
+        self.finish_running(deadline)
         clean = self.sequence.stop(ctx, time.monotonic() + KILL_WAIT_S + 2.0)
         accounted = clean and not dispatcher.held and self.broker_host.settled
         self.exit_code = (failure.exit_code if failure else 0) or (0 if accounted else 1)
@@ -305,8 +336,17 @@ class Worker:
         self.say(f"{self.node} stopped.")
         return self.exit_code
 
+    def finish_running(self, deadline: float) -> None:
+        """Closed: let what runs finish until the monotonic deadline, then put it back. Loop thread."""
+        self.loop.run_until(lambda: not self._busy() or self.cold, deadline)
+        if self._busy():
+            self._put_back()
+
     def _busy(self) -> bool:
-        return bool(self.dispatcher.in_flight or self.dispatcher.ready or self.broker_host.fetching)
+        dispatcher = self.dispatcher
+        # What is ready waits for an executor to store its end; while closing, none comes up any more.
+        unstored = dispatcher.ready and self.supervisor.executors
+        return bool(dispatcher.in_flight or unstored or self.broker_host.may_deliver)
 
     def _put_back(self) -> None:
         """The grace period is over: what still runs goes back to its queue, without an attempt counted."""
@@ -319,7 +359,6 @@ class Worker:
             # A thread cannot be killed: the process ends as soon as the message is back in the queue.
             for handle in list(supervisor.executors.values()):
                 supervisor.forget(handle)
-                self._task_holds_main = True
             return
         self.loop.run_until(lambda: not self.dispatcher.in_flight, time.monotonic() + KILL_WAIT_S)
 
@@ -330,7 +369,8 @@ class Worker:
         try:
             print(text, flush=True)
         except OSError:
-            pass
+            # Nobody reads any more. What is left in the buffer must not fail again when the process ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
     def broker_up(self) -> None:
         """Connected. Loop thread."""
@@ -343,11 +383,18 @@ class Worker:
 
     def executor_up(self, handle: Handle) -> None:
         """An executor is ready. Loop thread."""
-        self.hooks.kw_executor_up(self, handle.pid)
+        self._tell(self.hooks.kw_executor_up, handle.pid)
 
     def executor_down(self, handle: Handle, reason: str) -> None:
         """An executor has ended. Loop thread."""
-        self.hooks.kw_executor_down(self, handle.pid, reason)
+        self._tell(self.hooks.kw_executor_down, handle.pid, reason)
+
+    def _tell(self, hook: Callable[..., None], *arguments: object) -> None:
+        """Call a hook in the middle of accounting for an executor, which a plugin's bug must not cut short."""
+        try:
+            hook(self, *arguments)
+        except KernelWorkerError as error:
+            log.error("%s", error, extra={"action": "hook_failed"})
 
     def banner(self) -> str:
         """What runs here, for people."""
@@ -394,7 +441,18 @@ def make_hello(config: Config, registry: Registry, selection: Selection, node: s
         },
         "node": node,
         "workdir": os.getcwd(),
-        "log": {"level": options.loglevel.upper(), "file": options.logfile, "format": LOG_FORMAT},
+        "log": log_options(config, selection),
+    }
+
+
+def log_options(config: Config, selection: Selection) -> dict[str, Any]:
+    """How the kernel process and its executors log: plain JSON."""
+    packages = {entry.target.partition(":")[0].partition(".")[0] for entry in selection}
+    return {
+        "level": config.worker.loglevel.upper(),
+        "file": config.worker.logfile,
+        "format": LOG_FORMAT,
+        "loggers": sorted({"kernel_worker", *packages}),
     }
 
 
@@ -404,9 +462,12 @@ def run(config: Config, registry: Registry, selection: Selection, hooks: Hooks, 
     :param prestarted: what the pool's `prestart` gave, if it was called.
     """
     make_hello(config, registry, selection, config.worker.node, "")  # a missing application is told before all else
-    executor.configure_logging(
-        {"level": config.worker.loglevel.upper(), "file": config.worker.logfile, "format": LOG_FORMAT}
-    )
+    try:
+        executor.configure_logging(log_options(config, selection))
+    except OSError as error:
+        raise ConfigError(
+            f"logfile {config.worker.logfile}: {error.strerror}", hint="choose another with -f"
+        ) from error
     return Worker(config, registry, selection, hooks, prestarted).run()
 
 

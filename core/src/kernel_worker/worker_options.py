@@ -48,6 +48,13 @@ def _node_pattern(value: Any) -> str:
     return text(value)
 
 
+def _application(value: Any) -> str:
+    name = text(value)
+    if not all(part.isidentifier() for part in name.replace(":", ".", 1).split(".")):
+        raise ValueError(f"{name!r} is not the name of a module, as in package.module or package.module:attribute")
+    return name
+
+
 def _concurrency(value: Any) -> int | None:
     return None if value == "auto" else at_least(1)(value)
 
@@ -73,7 +80,9 @@ def _limit(value: Any) -> float | None:
 class WorkerOptions:
     """Section `worker`. Durations are in seconds; a limit of 0 means none."""
 
-    app: str | None = option(None, "-A", "--app", metavar="MODULE[:ATTR]", help="The application to run.")
+    app: str | None = option(
+        None, "-A", "--app", parse=_application, metavar="MODULE[:ATTR]", help="The application to run."
+    )
     broker: Secret | None = option(
         None,
         "-b",

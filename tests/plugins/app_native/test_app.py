@@ -40,7 +40,7 @@ def test_defaults_are_celerys_but_for_what_is_named() -> None:
     assert other == {
         "broker_url", "result_backend", "task_acks_late", "worker_autoscaler", "beat_scheduler",
         "result_backend_max_retries", "worker_hijack_root_logger", "worker_redirect_stdouts", "worker_log_format",
-        "worker_task_log_format",
+        "worker_task_log_format", "redis_socket_timeout", "redis_socket_keepalive",
     }  # fmt: skip
     ours = {name for name in DEFAULTS if name not in CELERYS}
     assert "task_max_body_bytes" in ours

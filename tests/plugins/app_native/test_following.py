@@ -105,6 +105,31 @@ def test_errbacks_are_called_here_or_sent(app: App) -> None:
     assert sent(app) == [("by_id", ["i"]), ("elsewhere", ["i", "y"]), ("here", [])]
 
 
+def test_an_errback_is_called_by_what_its_signature_leaves_open(app: App) -> None:
+    """Arguments that it brings along do not make a taker of ids a taker of failures, and a bound one is sent."""
+    calls: list[Any] = []
+
+    @app.task(name="by_id")
+    def by_id(task_id: str, note: str) -> None:
+        calls.append("by_id")
+
+    @app.task(name="bound", bind=True)
+    def bound(self: Any, request: Any, error: BaseException, traceback: str) -> None:
+        calls.append("bound")
+
+    @app.task(name="by_keyword")
+    def by_keyword(request: Any, error: BaseException, traceback: str, note: str) -> None:
+        calls.append("by_keyword")
+
+    app.tasks["fail"].apply_async(
+        task_id="i", link_error=[by_id.s("x"), by_id.s(note="x"), bound.s(), by_keyword.s(note="x")]
+    )
+    Worker(app).run()
+
+    assert calls == ["by_keyword"]
+    assert sent(app) == [("by_id", ["i", "x"]), ("by_id", ["i"]), ("bound", ["i"])]
+
+
 def test_errbacks_do_not_run_after_a_retry(app: App) -> None:
     @app.task(name="retried", autoretry_for=(ValueError,), retry_kwargs={"countdown": 1})
     def retried() -> None:
@@ -163,6 +188,28 @@ def test_part_of_a_chord_runs_and_the_chord_fails_visibly(app: App, caplog: pyte
     assert outcome.kind is OutcomeKind.SUCCESS
     assert app.AsyncResult("body").state == "FAILURE"
     assert "chord" in caplog.text
+
+
+def chord_in_celerys_shape() -> dict[str, Any]:
+    """As it stands in a chain: a group of two and a body, whose ids are chosen already."""
+
+    def part(name: str, kind: str | None = None, **kwargs: Any) -> dict[str, Any]:
+        return {"task": "add", "args": [], "kwargs": kwargs, "options": {"task_id": name}, "subtask_type": kind}
+
+    header = part("group", "group", tasks=[part("m0"), part("m1")])
+    return part("chord", "chord", header=header, body=part("body"))
+
+
+@pytest.mark.parametrize("link", ["chain", "link"])
+@pytest.mark.parametrize("task", ["add", "fail"])
+def test_nobody_waits_for_a_chord_that_will_not_run(app: App, task: str, link: Any) -> None:
+    """Its body and members are told, whoever brought it along; only a callback of a failed task is not due at all."""
+    app.tasks[task].apply_async(task_id="i", **{link: [chord_in_celerys_shape()]})
+    Worker(app).run()
+
+    assert app.AsyncResult("i").state == "FAILURE"
+    expected = "PENDING" if (task, link) == ("fail", "link") else "FAILURE"
+    assert {app.AsyncResult(task_id).state for task_id in ("body", "m0", "m1")} == {expected}
 
 
 def test_failures_that_cannot_be_stored_are_logged(app: App, caplog: pytest.LogCaptureFixture) -> None:

@@ -322,3 +322,13 @@ def test_we_read_celerys_failure(app: App, peer: Any, error: Exception) -> None:
 
 def _bytes(payload: str | bytes) -> bytes:
     return payload.encode() if isinstance(payload, str) else payload
+
+
+def test_an_exception_group_is_told_by_name_and_message() -> None:
+    """Cause: its instances cannot be made without its members, and that error took the place of the task's."""
+    stored = {"exc_type": "ExceptionGroup", "exc_message": ["two things", "[…]"], "exc_module": "builtins"}
+
+    made = exception_from_meta(stored)
+
+    assert type(made).__name__ == "ExceptionGroup"
+    assert made.args[0] == "two things"

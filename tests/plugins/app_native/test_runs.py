@@ -376,6 +376,30 @@ def test_started_is_stored_when_tracked(make_app: MakeApp, worker: MakeWorker) -
     assert history[0]["result"]["hostname"] == "w1@host1"
 
 
+def test_a_task_runs_though_its_start_cannot_be_stored(
+    make_app: MakeApp, worker: MakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cause: the error of the result backend was taken for the task's: a short outage failed what had not even run."""
+    app = make_app(task_track_started=True)
+
+    @app.task
+    def tracked() -> str:
+        return "done"
+
+    tracked.delay()
+
+    def refuse(stored: object) -> None:
+        raise ConnectionError("away")
+
+    ready = worker(app)
+    with monkeypatch.context() as patch:
+        patch.setattr(results(app), "store", refuse)
+        outcome = ready.loaded.run(job_of(publisher(app).sent.pop(0).envelope()))
+
+    assert outcome.kind is OutcomeKind.SUCCESS
+    assert meta_of(outcome)["result"] == "done"
+
+
 def test_a_task_may_store_states_of_its_own(app: App, worker: MakeWorker) -> None:
     @app.task(bind=True)
     def work(self: Task[..., Any]) -> None:

@@ -200,6 +200,14 @@ class TestTheirRestoring:
 
         assert broker.size("celery").in_flight == 0
 
+    def test_lease_is_renewed_within_the_visibility_timeout_that_peers_were_given(
+        self, make_broker: MakeBroker
+    ) -> None:
+        """The kernel renews three times in a lease; one longer than the visibility timeout let Celery peers take
+        what we held, and it ran twice."""
+        assert make_broker(lease_s=30, options={"visibility_timeout": 2}).context.lease_s == 2
+        assert make_broker(lease_s=30).context.lease_s == 30
+
     def test_kombu_peer_restores_whole_abandoned_batches(
         self, kombu_peer: Callable[..., Any], make_broker: MakeBroker
     ) -> None:

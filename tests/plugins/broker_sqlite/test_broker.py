@@ -232,7 +232,7 @@ def test_killed_process_gives_its_messages_back_after_the_lease(
         holder = SqliteBroker(BrokerContext(url, holder="doomed", lease_s=0.4))
         holder.connect()
         collect(holder, 10)
-        time.sleep(60)
+        time.sleep(60)  # until it is killed
 
     process = start(hold)
     eventually(lambda: broker.size("celery").in_flight == 10, message="the process to hold all")

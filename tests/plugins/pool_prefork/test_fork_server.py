@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kernel_pool_prefork import PreforkPool
-from kernel_pool_prefork.spawner import ForkServerSpawner
+from kernel_pool_prefork.spawner import MAX_ASKED, ForkServerSpawner, start_interpreter
+from kernel_worker.board import Board
 from kernel_worker.drivers import Layout
 from kernel_worker.errors import ExecutorError, UsageError
+from kernel_worker.loop import Loop
+from kernel_worker.spawn import Birth
 from kernel_worker.testing import Ledger, eventually
+from kernel_worker.wire import Frame, pack_json
 from tests.core.live_pool import LivePool, call
-from tests.core.toy_app import ROOT, stored
+from tests.core.toy_app import ROOT, hello, stored
 
 
 @pytest.fixture
@@ -80,7 +86,9 @@ def test_tasks_run_and_results_are_stored_before_acks(pool: LivePool, tmp_path: 
 
 
 @pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
-def test_a_killed_child_is_replaced_and_others_are_not_touched(pool: LivePool, ledger: Ledger, gate: Path, busy: bool) -> None:
+def test_a_killed_child_is_replaced_and_others_are_not_touched(
+    pool: LivePool, ledger: Ledger, gate: Path, busy: bool
+) -> None:
     pool.start(2)
     if busy:
         _hold_all(pool, ledger, gate, 2)
@@ -95,7 +103,10 @@ def test_a_killed_child_is_replaced_and_others_are_not_touched(pool: LivePool, l
     assert pool.ends == [(victim, "signal SIGKILL")]
     if busy:
         pool.until(lambda: len(pool.settlements) == 2)
-        assert sorted((each.verdict.value, each.count) for each in pool.settlements) == [("ack", False), ("requeue", True)]
+        assert sorted((each.verdict.value, each.count) for each in pool.settlements) == [
+            ("ack", False),
+            ("requeue", True),
+        ]
 
 
 @pytest.mark.parametrize(
@@ -120,11 +131,17 @@ def test_a_task_that_takes_its_process_along_is_dead_after_the_last_attempt(
 
     assert [(each.verdict.value, each.count) for each in pool.settlements] == [("dead", True)]
     assert reason in pool.settlements[0].reason
-    assert [(task_id, state) for batch in stored(tmp_path / "results") for task_id, state, _ in batch][-1] == ("poison", "LOST")
+    assert [(task_id, state) for batch in stored(tmp_path / "results") for task_id, state, _ in batch][-1] == (
+        "poison",
+        "LOST",
+    )
     assert ledger.count("start") == 1
 
 
-def test_a_child_that_closes_its_descriptors_and_goes_on_is_killed(pool: LivePool, ledger: Ledger, gate: Path) -> None:
+def test_a_child_that_closes_its_descriptors_and_goes_on_is_killed(
+    pool: LivePool, ledger: Ledger, gate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kernel_worker.supervisor.DEAF_S", 0.05)
     pool.start(2)
 
     pool.run(call("toy.close_descriptors", "deaf", str(ledger.path), str(gate)))
@@ -191,9 +208,12 @@ def _is_zombie(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
 
-def test_executors_asked_for_while_the_dead_server_is_not_yet_reported_are_accounted_for(pool: LivePool) -> None:
+def test_executors_asked_for_while_the_dead_server_is_not_yet_reported_are_accounted_for(
+    pool: LivePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Cause: its closed socket was noticed first and a second server started, whose start made the report of the first
     one's end, and with it the end of all its executors, be ignored: they were waited for as long as the worker ran."""
+    monkeypatch.setattr("kernel_worker.supervisor.RESTART_DELAY_S", 0.01)
     pool.start(2)
     server = _server(pool)
     os.kill(server, signal.SIGKILL)
@@ -220,6 +240,20 @@ def test_a_server_that_is_killed_while_it_loads_is_a_failure_with_a_reason(pool:
 
     assert isinstance(pool.supervisor.failure, ExecutorError)
     assert "the fork server ended with status -9" in pool.supervisor.failure.message
+
+
+def test_a_server_that_died_before_it_was_used_is_a_failure_with_a_reason(pool: LivePool) -> None:
+    process, sock = start_interpreter()
+    process.kill()
+    eventually(lambda: _is_zombie(process.pid))
+    value = hello()
+    spawner = ForkServerSpawner(pool.loop, value, pool.supervisor)
+    spawner.prestarted = process, sock
+
+    pool.supervisor.start_loading(spawner, value)
+    pool.until(lambda: pool.supervisor.failure)
+
+    assert "the fork server ended with status -9" in str(pool.supervisor.failure)
 
 
 def _kill_by_file(path: Path) -> bool:
@@ -268,12 +302,42 @@ pool.supervisor.resize(Layout(0, 1))
 pool.until(lambda: not pool.supervisor.executors)
 pool.close()
 """
-    environment = {**os.environ, "PYTHONPATH": ROOT}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
+    environment.pop("PYTHONUNBUFFERED", None)
 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
 
     assert done.returncode == 0, done.stderr
     assert done.stdout == "imported\n"
+
+
+@pytest.mark.parametrize(
+    "stdout",
+    ["os.close(1)", "r, w = os.pipe(); os.close(r); os.dup2(w, 1)"],
+    ids=["closed", "without a reader"],
+)
+def test_an_application_that_prints_when_imported_is_served_whatever_stdout_is(tmp_path: Path, stdout: str) -> None:
+    """Cause: the fork server took the failing flush for the end of the kernel, or died of it, again and again."""
+    (tmp_path / "loud_app.py").write_text("from tests.core.toy_app import app\nprint('imported')\n")
+    code = f"""
+import os, sys
+{stdout}
+sys.path[:0] = [{ROOT!r}]
+from kernel_pool_prefork.spawner import ForkServerSpawner
+from tests.core.live_pool import LivePool, call
+pool = LivePool(ForkServerSpawner)
+pool.start(1, app="loud_app:app", workdir={str(tmp_path)!r})
+pool.run(call("toy.noop", "a"))
+verdicts = pool.wait_for_verdicts(1)
+pool.close()
+sys.stderr.write(f"{{verdicts}}")
+"""
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
+    environment.pop("PYTHONUNBUFFERED", None)
+
+    done = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, env=environment)
+
+    assert done.stderr.endswith("{'a': 'ack'}")
 
 
 def test_threads_of_the_import_are_warned_of(
@@ -337,3 +401,49 @@ def test_a_replacement_takes_milliseconds(pool: LivePool) -> None:
     pool.until(lambda: pool.pids not in ([], [victim]))
 
     assert time.monotonic() - begun < 1.0
+
+
+class _Silent:
+    """Hears what a spawner tells, and says nothing."""
+
+    def on_loaded(self, info: dict[str, Any]) -> None: ...
+    def on_failed(self, failure: dict[str, Any]) -> None: ...
+    def on_born(self, key: int, pid: int) -> None: ...
+    def on_exited(self, key: int, status: int) -> None: ...
+
+
+def _asked(sock: socket.socket) -> int:
+    """How many executors have been asked for since the last call."""
+    data, fds, _, _ = socket.recv_fds(sock, 65536, 256, socket.MSG_DONTWAIT)
+    for fd in fds:
+        os.close(fd)
+    return data.count(b'"slots"')
+
+
+def test_executors_are_asked_for_few_at_a_time() -> None:
+    """Cause: requests for some hundred were sent without reading the answers, until both sides waited for each other."""
+    loop = Loop()
+    ours, theirs = socket.socketpair()
+    process = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+    spawner = ForkServerSpawner(loop, {}, _Silent())
+    spawner.prestarted = (process, ours)
+    try:
+        spawner.start()
+        theirs.recv(65536)
+        for key in range(40):
+            end, other = socket.socketpair()
+            other.close()
+            spawner.spawn(Birth(key, end, Board.create(1), 1))
+        first = sum(_asked(theirs) for _ in range(MAX_ASKED))
+
+        theirs.send(pack_json(Frame.FORKED, {"key": 0, "pid": 1}) + pack_json(Frame.EXITED, {"key": 1, "status": 1}))
+        loop.turn(5.0)
+        second = sum(_asked(theirs) for _ in range(2))
+    finally:
+        process.kill()
+        process.communicate()
+        spawner.stop()
+        theirs.close()
+        loop.close()
+
+    assert (first, second) == (MAX_ASKED, 2)

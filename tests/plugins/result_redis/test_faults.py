@@ -213,3 +213,18 @@ def test_client_needs_neither_worker_nor_redis_py(redis_url: str) -> None:
     ran = subprocess.run([sys.executable, "-c", code, redis_url], capture_output=True, text=True, check=True)
 
     assert ran.stdout == "[]\n"
+
+
+def test_a_key_of_another_type_keeps_no_other_result_from_being_stored(
+    make_results: Callable[..., RedisResults], redis_url: str, client: Any
+) -> None:
+    """Cause: the server refused the whole burst, which the executor then kept and stored again for ever."""
+    client.rpush("celery-task-meta-t2", "no result")
+    failures = [
+        StoredResult(task_id, "FAILURE", task_meta(task_id, "FAILURE"), 3600.0) for task_id in ("t1", "t2", "t3")
+    ]
+    results = make_results(redis_url)
+
+    results.store(failures)
+
+    assert [results.fetch(each.task_id) for each in failures] == [each.payload for each in failures]

@@ -129,6 +129,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
     :return: the exit code; see `kernel_worker.errors` for those of errors.
     """
+    _open_standard_descriptors()
     try:
         code: Any = kw.main(args, prog_name="kw", standalone_mode=False)
         return code if isinstance(code, int) else 0
@@ -147,6 +148,16 @@ def main(args: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read our output has gone, as in `kw queues | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _open_standard_descriptors() -> None:
+    """Lead 0, 1 and 2 to the null device where the caller closed them (`kw run >&-`). Else a socket would get such a
+    number, and what a task's program prints would be written into it."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it gets the lowest free number: this one
 
 
 def _complain(message: str, hint: str) -> None:

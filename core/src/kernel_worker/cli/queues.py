@@ -124,16 +124,30 @@ def dead_ls(composition: Composition, limit: int, as_json: bool) -> None:
     """List dead letters, the newest first."""
     with _opened(composition) as (broker, names):
         letters = [letter for name in names for letter in broker.dead_letters(name, limit)]
-    rows: Sequence[tuple[str, str, int, str, str]] = [
-        (letter.id, letter.queue, letter.attempts, _local_time(letter.died_at), letter.reason) for letter in letters
+    rows: Sequence[tuple[str, str, str, str, int, str, str]] = [
+        (each.id, each.queue, *_task_of(each.raw), each.attempts, _local_time(each.died_at), each.reason)
+        for each in letters
     ]
     if as_json:
-        keys = ("id", "queue", "attempts", "died_at", "reason")
+        keys = ("id", "queue", "task", "task_id", "attempts", "died_at", "reason")
         click.echo(json.dumps([dict(zip(keys, row, strict=True)) for row in rows]))
     elif rows:
-        print_table(("ID", "QUEUE", "ATTEMPTS", "DIED", "REASON"), rows)
+        print_table(("ID", "QUEUE", "TASK", "TASK ID", "ATTEMPTS", "DIED", "REASON"), rows)
     else:
         click.echo(f"no dead letters in {', '.join(names)}")
+
+
+def _task_of(raw: bytes) -> tuple[str, str]:
+    """Task name and id of a dead letter, as far as its headers can be read; "" where they cannot."""
+    try:
+        headers = json.loads(raw)["headers"]
+        return _text(headers.get("task")), _text(headers.get("id"))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return "", ""
+
+
+def _text(header: object) -> str:
+    return header[:255] if isinstance(header, str) else ""
 
 
 def _local_time(unix: float) -> str:

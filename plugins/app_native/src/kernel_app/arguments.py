@@ -65,8 +65,14 @@ class ArgumentCheck:
             name = getattr(self._function, "__name__", "task")
             raise TypeError(f"{name}() {error}") from None
 
-    @property
-    def several(self) -> bool:
-        """Whether more than one positional argument is taken (the rule for errbacks, wire-protocol §5)."""
+    def takes_failure(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """Whether, as an errback with these arguments of its own, it is called with request, error and traceback.
+
+        Celery 5.7's rule: more than one positional argument is left to be given. A bound one is always sent as a
+        task, with the id: it may want to retry.
+        """
         code = getattr(self._function, "__code__", None)
-        return code is not None and (len(self._names) > 1 or bool(code.co_flags & _VARARGS))
+        if code is None or self._bound:
+            return False
+        left = [name for name in self._names[len(args) :] if name not in kwargs]
+        return len(left) > 1 or bool(code.co_flags & _VARARGS)

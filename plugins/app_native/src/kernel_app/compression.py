@@ -1,11 +1,12 @@
 """Compression of message bodies and results, with a bound on what decompression may produce.
 
-MIME types and aliases of wire-protocol §8. A body compressed as "gzip" is a zlib stream, not a gzip file. brotli and
-zstd need their packages (`pip install brotli`, `pip install zstandard`).
+MIME types and aliases of wire-protocol §8. A body compressed as "gzip" is a zlib stream, not a gzip file. brotli and,
+before Python 3.14, zstd need the packages that kombu uses for them: `pip install brotli`, `pip install backports.zstd`.
 """
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from .exceptions import ConfigError, DecodeError
@@ -61,22 +62,24 @@ def compress(body: bytes, mime: str) -> bytes:
     if mime == BROTLI:
         compressed: bytes = _package("brotli", "brotli").compress(body)
     else:
-        compressed = _package("zstandard", "zstandard").ZstdCompressor().compress(body)
+        compressed = _zstd().compress(body)
     return compressed
 
 
 def decompress(body: bytes, mime: str, limit: int) -> bytes:
     """Decompress, producing at most `limit` bytes.
 
-    :raises DecodeError: unknown compression, broken data, or more than `limit` bytes.
+    :raises DecodeError: unknown compression or its package is not installed, broken data, or more than `limit` bytes.
     """
     mime = _ALIASES.get(mime, mime)
     if mime not in _MIMES:
         raise DecodeError("the compression is not known")
     try:
         text = _bounded(body, mime, limit + 1)
-    except (DecodeError, ConfigError, MemoryError):
+    except (DecodeError, MemoryError):
         raise
+    except ConfigError as missing:  # whoever sent this chose the compression: it is no mistake of the reader
+        raise DecodeError(str(missing)) from None
     except Exception as error:  # each library has error classes of its own
         raise DecodeError(f"cannot be decompressed as {mime}: {type(error).__name__}") from error
     if len(text) > limit:
@@ -95,16 +98,6 @@ def _bounded(body: bytes, mime: str, most: int) -> bytes:
         if len(text) < most and not stream.is_finished():
             raise DecodeError("the compressed data ends early")
         return text
-    if mime == ZSTD:
-        import io
-
-        zstd = _package("zstandard", "zstandard").ZstdDecompressor(max_window_size=LZMA_MEMORY)
-        with zstd.stream_reader(io.BytesIO(body)) as reader:
-            parts: list[bytes] = []
-            while most > 0 and (part := reader.read(min(most, 1 << 20))):
-                parts.append(part)
-                most -= len(part)
-        return b"".join(parts)
     decompressor: Any
     if mime == GZIP:
         import zlib
@@ -114,6 +107,10 @@ def _bounded(body: bytes, mime: str, most: int) -> bytes:
         import bz2
 
         decompressor = bz2.BZ2Decompressor()
+    elif mime == ZSTD:
+        zstd = _zstd()
+        options = {zstd.DecompressionParameter.window_log_max: LZMA_MEMORY.bit_length() - 1}
+        decompressor = zstd.ZstdDecompressor(options=options)
     else:
         import lzma
 
@@ -140,6 +137,12 @@ def unwrap_result(payload: bytes, limit: int) -> bytes:
 def wrap_result(payload: bytes, mime: str) -> bytes:
     """The inverse of `unwrap_result`."""
     return b"".join((RESULT_MARK, mime.encode(), b"\0", compress(payload, mime)))
+
+
+def _zstd() -> Any:
+    if sys.version_info >= (3, 14):
+        return _package("compression.zstd", "")
+    return _package("backports.zstd", "backports.zstd")
 
 
 def _package(module: str, distribution: str) -> Any:

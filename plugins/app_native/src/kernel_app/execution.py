@@ -18,7 +18,7 @@ from kernel_worker.types import Job, Outcome, OutcomeKind
 from . import states
 from .context import CURRENT, Context
 from .decoding import Call, Envelope, read_call, unix_time
-from .exceptions import DecodeError, TaskRevokedError
+from .exceptions import DecodeError, OperationalError, TaskRevokedError
 from .following import Followers
 from .log import TASK_LOGGER
 from .outcomes import Endings, Run, has_hook
@@ -105,6 +105,13 @@ class Workshop:
         }
         return context
 
+    def started(self, task_id: str) -> None:
+        """Store that a task runs. It runs all the same when that cannot be stored."""
+        try:
+            self.app.store_state(task_id, states.STARTED, {"pid": os.getpid(), "hostname": self.node})
+        except OperationalError as away:
+            log.warning("that a task has started is not stored: %s", away, extra={"action": "started_unstored"})
+
     def invalid(self, headers: Any, error: DecodeError, task: Task[..., Any, Any] | None) -> Outcome:
         """The outcome of a message that cannot be run."""
         return Outcome(
@@ -152,7 +159,7 @@ def compile_call(task: Task[..., Any, Any], shop: Workshop) -> Callable[[Any], O
         started = clock()
         try:
             if tracks and not ignore:
-                shop.app.store_state(headers["id"], states.STARTED, {"pid": os.getpid(), "hostname": shop.node})
+                shop.started(headers["id"])
             if before is not None:
                 before(headers["id"], args, kwargs)
             value = function(*args, **kwargs)

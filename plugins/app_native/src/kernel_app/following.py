@@ -15,7 +15,7 @@ from .context import Context
 from .exceptions import ChordError, OperationalError, Reject
 from .log import TASK_LOGGER
 from .representation import describe_error, printable
-from .signature import publish
+from .signature import publish, task_ids
 
 if TYPE_CHECKING:
     from .app import App
@@ -45,7 +45,7 @@ class Followers:
         options = {"parent_id": context.id, "root_id": context.root_id or context.id}
         try:
             for callback in embed.callbacks or ():
-                publish(self._app, callback, (value,), {}, options)
+                self._call_back(callback, value, options)
             if embed.chain:
                 publish(self._app, embed.chain[-1], (value,), {}, {**options, "chain": embed.chain[:-1] or None})
         except OperationalError as away:
@@ -54,6 +54,13 @@ class Followers:
             raise
         if embed.chord:
             self._refuse_chord(context.id, embed.chord)
+
+    def _call_back(self, callback: Any, value: Any, options: Mapping[str, Any]) -> None:
+        try:
+            publish(self._app, callback, (value,), {}, options)
+        except ChordError as refused:  # whoever waits for what it stands for would wait for ever
+            self._store_failures(task_ids(callback), refused, None)
+            raise
 
     def failed(
         self,
@@ -67,8 +74,7 @@ class Followers:
         if embed.chord:
             self._refuse_chord(headers["id"], embed.chord)
         if embed.chain:
-            ids = [_option(element, "task_id") for element in embed.chain]
-            self._store_failures([task_id for task_id in ids if task_id], error, text)
+            self._store_failures(task_ids(*embed.chain), error, text)
         for errback in embed.errbacks or ():
             try:
                 self._call_errback(errback, headers, context, error, text)
@@ -85,11 +91,11 @@ class Followers:
         self, errback: Any, headers: Mapping[str, Any], context: Context, error: BaseException, text: str | None
     ) -> None:
         task = self._app.tasks.get(str(errback.get("task"))) if isinstance(errback, Mapping) else None
-        if task is not None and task.takes_several and not errback.get("immutable"):
-            self._app.coroutines.call(
-                task, (context, error, text, *(errback.get("args") or ())), errback.get("kwargs") or {}
-            )
-            return
+        if task is not None and not errback.get("immutable"):
+            args, kwargs = errback.get("args") or (), errback.get("kwargs") or {}
+            if task.takes_failure(args, kwargs):
+                self._app.coroutines.call(task, (context, error, text, *args), kwargs)
+                return
         options = {"parent_id": headers["id"], "root_id": headers.get("root_id") or headers["id"]}
         publish(self._app, errback, (headers["id"],), {}, options)
 
@@ -101,14 +107,12 @@ class Followers:
             CHORD_UNSUPPORTED,
             extra={"action": "chord_refused", "task_id": task_id},
         )
-        body_id = _option(chord, "task_id")
-        if body_id:
-            self._store_failures([body_id], ChordError(CHORD_UNSUPPORTED), None)
+        self._store_failures(task_ids(chord), ChordError(CHORD_UNSUPPORTED), None)
 
-    def _store_failures(self, task_ids: list[str], error: BaseException, text: str | None) -> None:
+    def _store_failures(self, ids: list[str], error: BaseException, text: str | None) -> None:
         if not self._app.connections.has_results:
             return
-        made = [self._codec.other(task_id, states.FAILURE, error, traceback=text) for task_id in task_ids]
+        made = [self._codec.other(task_id, states.FAILURE, error, traceback=text) for task_id in ids]
         try:
             self._app.connections.call_results(lambda backend: backend.store(made))
         except OperationalError as away:
@@ -117,11 +121,5 @@ class Followers:
                 "the failure of %d tasks that follow cannot be stored: %s",
                 len(made),
                 describe_error(away),
-                extra={"action": "failures_unstored", "task_ids": task_ids[:20]},
+                extra={"action": "failures_unstored", "task_ids": ids[:20]},
             )
-
-
-def _option(signature: Any, name: str) -> str | None:
-    options = signature.get("options") if isinstance(signature, Mapping) else None
-    value = options.get(name) if isinstance(options, Mapping) else None
-    return value if isinstance(value, str) and value else None

@@ -209,9 +209,13 @@ def exception_from_meta(stored: Any) -> BaseException:
     try:
         return kind(*args)
     except Exception:  # a constructor that wants other arguments than it hands on
+        pass
+    try:
         bare = Exception.__new__(kind)
         bare.args = args
         return bare
+    except TypeError:  # a class whose instances cannot be made so, such as ExceptionGroup
+        return _stand_in(name)(*args)
 
 
 def _exception_class(name: str, module: Any) -> type[Exception]:
@@ -227,5 +231,9 @@ def _exception_class(name: str, module: Any) -> type[Exception]:
     # Not SystemExit and its like: reading a result must not end the reader.
     if isinstance(known, type) and issubclass(known, Exception):
         return known
+    return _stand_in(name)
+
+
+def _stand_in(name: str) -> type[Exception]:
     plain = printable(name.rpartition(".")[2], 100) or "Exception"
     return type(plain, (Exception,), {"__module__": exceptions.__name__})

@@ -6,6 +6,7 @@ groups can be published; chords need a result backend that counts, and are refus
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -147,6 +148,30 @@ def _parts(signature: Any) -> tuple[str, Sequence[Any], Mapping[str, Any], dict[
     stamps = options.get("stamped_headers") or ()
     # What this version does not know is left out, not handed on: a sender must not reach other parameters.
     return name, args, kwargs, {key: value for key, value in options.items() if key in OPTIONS or key in stamps}
+
+
+def task_ids(*signatures: Any) -> list[str]:
+    """Ids of the tasks that signatures stand for, members of composites included: somebody may wait for any of them.
+
+    Whatever is wrong with a signature, and what lies beyond `MOST_MEMBERS` parts, is passed over.
+    """
+    found: dict[str, None] = {}
+    left = deque(signatures)
+    for _ in range(MOST_MEMBERS):
+        if not left:
+            break
+        part = left.popleft()
+        if isinstance(part, (list, tuple)):
+            left += part
+        if not isinstance(part, Mapping):
+            continue
+        options, kwargs = part.get("options"), part.get("kwargs")
+        task_id = options.get("task_id") if isinstance(options, Mapping) else None
+        if isinstance(task_id, str) and task_id:
+            found[task_id] = None
+        if part.get("subtask_type") in ("chain", "group", "chord") and isinstance(kwargs, Mapping):
+            left += [kwargs.get("tasks"), kwargs.get("header"), kwargs.get("body")]
+    return list(found)
 
 
 def _members(tasks: Any) -> list[Any]:

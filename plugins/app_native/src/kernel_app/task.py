@@ -283,10 +283,10 @@ class Task(_Typed["P", "R", "V"]):
         request = self.request
         self.app.store_state(task_id or request.id, state or "PENDING", meta, request)
 
-    @property
-    def takes_several(self) -> bool:
-        """Whether it takes more than one positional argument: such an errback is given request, error and traceback."""
-        return self._check.several
+    def takes_failure(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """Whether, as an errback with these arguments of its own, it is called where the task failed, with request,
+        error and traceback before them; else it is sent, with the id."""
+        return self._check.takes_failure(args, kwargs)
 
     # -- hooks for subclasses
 

@@ -212,10 +212,17 @@ def _task_info(task: Task[..., Any, Any]) -> TaskInfo:
     return TaskInfo(
         name=task.name,
         acks_late=bool(task.acks_late),
-        time_limit=task.time_limit,
-        soft_time_limit=task.soft_time_limit,
+        time_limit=_own(task, "time_limit"),
+        soft_time_limit=_own(task, "soft_time_limit"),
         rate_limit=None if task.rate_limit is None else str(task.rate_limit),
         reject_on_worker_lost=task.reject_on_worker_lost,
         acks_on_failure=both if task.acks_on_failure is None else task.acks_on_failure,
         acks_on_timeout=both if task.acks_on_timeout is None else task.acks_on_timeout,
     )
+
+
+def _own(task: Task[..., Any, Any], option: str) -> Any:
+    """An option set on the task itself or its base class. The setting it follows otherwise is reported as a
+    setting, which the worker's command line overrides."""
+    bases = type(task).__mro__[: type(task).__mro__.index(Task)]
+    return getattr(task, option) if option in vars(task) or any(option in vars(base) for base in bases) else None

@@ -12,6 +12,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 from kernel_result_redis.connection import Connection
@@ -44,7 +45,6 @@ class RedisBroker(Broker):
     capabilities: ClassVar[frozenset[BrokerCapability]] = frozenset(BrokerCapability) - {BrokerCapability.BROADCAST}
 
     def __init__(self, context: BrokerContext) -> None:
-        super().__init__(context)
         options = context.options
         try:
             self._server = parse(context.url, options)
@@ -52,6 +52,9 @@ class RedisBroker(Broker):
             visibility_s = float(options.get("visibility_timeout") or _VISIBILITY_S)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"redis broker: {error}") from None
+        # Celery peers that were told of a visibility timeout take what is older, whoever holds it: the kernel renews
+        # three times in a lease, so a lease that is no longer than that keeps them away.
+        super().__init__(replace(context, lease_s=min(context.lease_s, visibility_s)))
         names = [queue.name for queue in context.queues]
         refusals = [refusal for name in names if (refusal := self._layout.refusal(name))]
         if refusals or not names:
@@ -60,7 +63,7 @@ class RedisBroker(Broker):
             )
         self._identity = f"{context.holder}/{os.urandom(_RANDOM_BYTES).hex()}"
         self._interrupt = Interrupt()
-        claim = Claim(self._identity, context.lease_s, context.max_message_bytes, visibility_s)
+        claim = Claim(self._identity, self.context.lease_s, context.max_message_bytes, visibility_s)
         strategy = str(options.get("queue_order_strategy") or "round_robin")
         self._intake = Intake(self._layout, names, claim, self._interrupt, strategy)
         self._fetching: Connection | None = None

@@ -24,6 +24,7 @@ from kernel_worker.executor import (
     configure_logging,
     die_with_parent,
     failed_frame,
+    flush_output,
     ignore_group_signals,
     import_string,
     load_app,
@@ -119,11 +120,8 @@ class ForkServer:
         except BaseException:  # told to the kernel already where it matters; here for the log
             log.exception("executor failed", extra={"action": "executor_failed"})
         finally:
-            try:
-                sys.stdout.flush()
-                sys.stderr.flush()
-            finally:
-                os._exit(code)  # never the parent's exit handlers
+            flush_output()
+            os._exit(code)  # never the parent's exit handlers
 
     def _kill(self, key: int, number: int) -> None:
         for pid, known in self._children.items():  # not reaped yet, so the pid is still this child's
@@ -170,9 +168,7 @@ def process_main() -> None:
                 extra={"action": "threads_at_import"},
             )
         channel.send(loaded_frame(app))
-        # What the import has printed: else every child would print it again when it ends.
-        sys.stdout.flush()
-        sys.stderr.flush()
+        flush_output()  # what the import has printed: else every child would print it again when it ends
         ForkServer(channel, hello, app).run()
     except (ChannelClosed, OSError):
         pass  # the kernel process is gone

@@ -9,8 +9,11 @@ import subprocess
 from typing import Any
 
 from kernel_worker.loop import Loop
-from kernel_worker.spawn import Birth, SpawnEvents, Spawner, hello_frame, python_command, watch_exit
+from kernel_worker.spawn import Birth, Spawner, SpawnEvents, hello_frame, python_command, watch_exit
 from kernel_worker.wire import Channel, ChannelClosed, Frame, pack_json
+
+MAX_ASKED = 16
+"""Executors to be asked for at once; forking one takes a few milliseconds."""
 
 
 def start_interpreter() -> tuple[subprocess.Popen[bytes], socket.socket]:
@@ -40,34 +43,65 @@ class ForkServerSpawner(Spawner):
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
         self._alive: set[int] = set()
+        self._waiting: dict[int, Birth] = {}
+        self._asked: set[int] = set()
+        """Executors asked for and not answered yet."""
         self._stopping = False
 
     def start(self) -> None:
         self._process, sock = self.prestarted or start_interpreter()
         self.prestarted = None
         self._channel = Channel(sock)
-        self._channel.send(hello_frame(self.hello))
         self.loop.add_reader(sock, self._read)
         watch_exit(self.loop, self._process, self._server_exited, self._process)
+        try:
+            self._channel.send(hello_frame(self.hello))
+        except ChannelClosed:
+            pass  # it has died already: its exit is about to be noticed
 
     def spawn(self, birth: Birth) -> None:
         if self._channel is None:
             self.start()
         assert self._channel is not None
         self._alive.add(birth.key)
-        frame = pack_json(Frame.FORK, {"key": birth.key, "slots": birth.slots})
-        try:
-            socket.send_fds(self._channel.sock, [frame], [birth.sock.fileno(), birth.board.fd])
-        except OSError:
-            pass  # the fork server has died: its exit is about to be noticed, and reports every child
-        birth.sock.close()
+        self._waiting[birth.key] = birth
+        self._ask()
+
+    def _ask(self) -> None:
+        """Ask for executors, few at a time: who sends many requests without reading the answers blocks for ever
+        with a peer that does the same."""
+        while self._waiting and len(self._asked) < MAX_ASKED and self._channel and not self._channel.out_bytes:
+            birth = self._waiting.pop(next(iter(self._waiting)))
+            frame = pack_json(Frame.FORK, {"key": birth.key, "slots": birth.slots})
+            try:
+                socket.send_fds(self._channel.sock, [frame], [birth.sock.fileno(), birth.board.fd])
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # the fork server has died: its exit is about to be noticed, and reports every child
+            except OSError:  # no descriptor can be sent now: this executor will not come
+                self._alive.discard(birth.key)
+                raise
+            self._asked.add(birth.key)
+            birth.sock.close()
 
     def kill(self, key: int, number: int) -> None:
-        if self._channel is not None and key in self._alive:
-            try:
-                self._channel.send(pack_json(Frame.KILL, {"key": key, "signal": number}))
-            except ChannelClosed:
-                pass  # its children die with it
+        if (birth := self._waiting.pop(key, None)) is not None:
+            birth.sock.close()
+            self._alive.discard(key)
+            self.loop.post(self.events.on_exited, key, -number)
+        elif self._channel is not None and key in self._alive:
+            self._channel.queue(pack_json(Frame.KILL, {"key": key, "signal": number}))
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._channel is None:
+            return
+        try:
+            done = self._channel.flush()
+            self.loop.set_writer(self._channel.sock, None if done else self._flush)
+        except (ChannelClosed, KeyError):
+            return  # it has died, and its children with it
+        if done:
+            self._ask()
 
     def stop(self) -> None:
         self._stopping = True
@@ -75,6 +109,7 @@ class ForkServerSpawner(Spawner):
             self._process.send_signal(signal.SIGKILL)
             self._process.wait(5)
         self._drop_channel()
+        self._forget_births()
 
     def _read(self) -> None:
         assert self._channel is not None
@@ -92,16 +127,25 @@ class ForkServerSpawner(Spawner):
             elif kind == Frame.FAILED:
                 self.events.on_failed(value)
             elif kind == Frame.FORKED:
+                self._asked.discard(value["key"])
                 self.events.on_born(value["key"], value["pid"])
             elif kind == Frame.EXITED and value["key"] in self._alive:
+                self._asked.discard(value["key"])
                 self._alive.discard(value["key"])
                 self.events.on_exited(value["key"], value["status"])
+        self._ask()
 
     def _drop_channel(self) -> None:
         if self._channel is not None:
             self.loop.remove(self._channel.sock)
             self._channel.close()
             self._channel = None
+
+    def _forget_births(self) -> None:
+        for birth in self._waiting.values():
+            birth.sock.close()
+        self._waiting.clear()
+        self._asked.clear()
 
     def _server_exited(self, process: subprocess.Popen[bytes], status: int) -> None:
         if process is not self._process:
@@ -112,6 +156,7 @@ class ForkServerSpawner(Spawner):
         self._process = None
         if self._stopping:
             return
+        self._forget_births()
         alive, self._alive = self._alive, set()
         for key in alive:
             self.events.on_exited(key, -signal.SIGKILL)

@@ -17,8 +17,9 @@ end
 local stored = 0
 for i, key in ipairs(KEYS) do
   local is_success, keep_ms, meta = ARGV[3 * i - 2], ARGV[3 * i - 1], ARGV[3 * i]
-  local before = is_success ~= '1' and redis.call('GET', key)
-  if not (before and has_succeeded(before)) then
+  -- pcall: a key of another type is replaced as SET does, else one such id would keep all results with it from being stored
+  local before = is_success ~= '1' and redis.pcall('GET', key)
+  if not (type(before) == 'string' and has_succeeded(before)) then
     if keep_ms == '0' then
       redis.call('SET', key, meta)
     else

@@ -1,0 +1,89 @@
+"""`kw` and a Celery worker on the same queue and the same Redis at once."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from kernel_worker.testing import Ledger, WorkerProcess, eventually
+
+from . import clients
+from .conftest import CELERY, KW, SHARED
+from .peers import CeleryWorker, ClientProcess, start_kw
+
+TASKS = 2000
+VISIBILITY_S = 2.0
+LONG_S = 5.0
+
+
+@pytest.mark.parametrize("sender", [CELERY, KW])
+def test_each_of_two_thousand_tasks_runs_exactly_once(
+    sender: str, workers: None, clients_of: dict[str, ClientProcess], ledger: Ledger
+) -> None:
+    ids = clients_of[sender].do(
+        clients.send_many, "compat.note", [(str(ledger.path), n) for n in range(TASKS)], queue=SHARED
+    )
+
+    answers = clients_of[KW].do(clients.wait_many, ids)
+    noted = ledger.entries("start")
+
+    assert [answer.value for answer in answers] == list(range(TASKS))
+    assert Counter(entry["label"] for entry in noted) == Counter(range(TASKS))
+    assert len({entry["node"] for entry in noted}) == 2, "one of the workers has run nothing"
+
+
+def started(ledger: Ledger, label: str) -> None:
+    eventually(lambda: ledger.count("start", label=label), within_s=10, message=f"the start of {label!r}")
+
+
+def assert_ran_once(ledger: Ledger, *labels: str) -> None:
+    for label in labels:
+        eventually(lambda label=label: ledger.count("end", label=label), within_s=20, message=f"the end of {label!r}")
+    assert Counter(entry["label"] for entry in ledger.entries("start")) == Counter(labels)
+
+
+def test_celery_leaves_alone_what_kw_holds(
+    url: str, clients_of: dict[str, ClientProcess], tmp_path: Path, ledger: Ledger
+) -> None:
+    """A Celery worker puts back everything that is reserved for longer than its visibility timeout, whoever holds it:
+    when it starts, and every ten seconds. What `kw` holds is renewed."""
+    options = {"broker_transport_options": {"visibility_timeout": VISIBILITY_S}}
+    holder = start_kw(tmp_path, url, "held-by-kw", "-c", "4", settings=options)
+    peers: list[CeleryWorker] = []
+    try:
+        for label in ("a", "b"):
+            args = (str(ledger.path), label, LONG_S)
+            clients_of[KW].do(clients.send, "compat.sleep", args, queue="held-by-kw")
+            started(ledger, label)
+        at = time.monotonic()
+        # it looks at everything that is reserved as soon as it is up
+        eventually(lambda: time.monotonic() - at > VISIBILITY_S + 0.3, within_s=10)
+        peers.append(CeleryWorker(tmp_path, url, "peer-of-kw", settings=options).wait_until_ready())
+
+        assert not ledger.count("end"), "the tasks were over before the peer looked"
+        assert_ran_once(ledger, "a", "b")
+    finally:
+        for worker in (*peers, holder):
+            worker.kill()
+
+
+def test_kw_leaves_alone_what_celery_holds(
+    url: str, clients_of: dict[str, ClientProcess], workers: None, tmp_path: Path, ledger: Ledger
+) -> None:
+    """Longer than the lease of a `kw` worker, which looks for abandoned messages three times in one."""
+    holder = CeleryWorker(tmp_path, url, "held-by-celery", "-c", "2").wait_until_ready()
+    peer: WorkerProcess | None = None
+    try:
+        for label in ("a", "b"):
+            clients_of[KW].do(clients.send, "compat.sleep", (str(ledger.path), label, 4.0), queue="held-by-celery")
+            started(ledger, label)
+        peer = start_kw(tmp_path, url, "held-by-celery", "-c", "4", "--lease", "1")
+
+        assert_ran_once(ledger, "a", "b")
+    finally:
+        holder.kill()
+        if peer is not None:
+            peer.kill()
