@@ -34,7 +34,7 @@ format: ## what ruff can mend by itself
 
 servers:
 	@scripts/environment dev
-	@$(RUN) scripts/servers.py redis-server
+	@$(RUN) scripts/servers.py redis-server rabbitmq-server
 
 test: servers ## the whole suite except the long fault runs (ARGS="-k name")
 	$(RUN) -m pytest -m "not faults" $(ARGS)

@@ -1,7 +1,7 @@
 """Make the servers available that tests and benchmarks start privately: found on PATH, else installed with the
 system's package manager, else an explanation and exit code 1. Never starts one. Standard library only.
 
-    python scripts/servers.py redis-server
+    python scripts/servers.py redis-server rabbitmq-server
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 
 PACKAGES = {
     "redis-server": {"apt-get": "redis-server", "dnf": "redis", "apk": "redis", "brew": "redis"},
+    "rabbitmq-server": dict.fromkeys(("apt-get", "dnf", "apk"), "rabbitmq-server") | {"brew": "rabbitmq"},
 }
 INSTALL = {
     "apt-get": ["apt-get", "install", "-y", "--no-install-recommends"],

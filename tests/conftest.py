@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kernel_worker.testing import Ledger, WorkerProcess
-from tests.servers import RedisServer
+from tests.servers import RabbitServer, RedisServer
 
 RunKw = Callable[..., WorkerProcess]
 """`kw(*arguments, ready=True, env={})`: start `kw` with these arguments in `tmp_path`; with `ready`, wait for the line
@@ -47,6 +47,17 @@ def start_redis(tmp_path: Path) -> Iterator[Callable[..., RedisServer]]:
     yield start
     for server in started:
         server.kill()
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitServer]:
+    """One RabbitMQ node for all tests. Queues outlive tests: use names of the test's own, or delete what you use."""
+    server = RabbitServer(tmp_path_factory.mktemp("rabbitmq"))
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ import pytest
 
 from kernel_worker.testing import eventually
 
-INSTALL_HINT = "redis-server is not on PATH: run `make test`, which installs it, or install the package redis-server"
+INSTALL_HINT = "{0} is not on PATH: run `make test`, which installs it, or install the package {0}"
 
 
 class RedisServer:
@@ -114,14 +114,100 @@ class RedisServer:
             os.kill(self.pid, signal.SIGCONT)
 
 
+class RabbitServer:
+    """One RabbitMQ node with a name, ports and folders of its own. A start takes about five seconds.
+
+    :param folder: for its data and its log.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    @property
+    def url(self) -> str:
+        """The vhost "/"."""
+        return f"amqp://guest:guest@127.0.0.1:{self.port}//"
+
+    def start(self) -> None:
+        """Start and wait until it lets clients in."""
+        # The wrapper on PATH changes the user, and executed by its resolved path it would call itself without
+        # end: the script beside what the link points to is the server.
+        server = Path(program("rabbitmq-server")).resolve().with_name("rabbitmq-server")
+        epmd = program("epmd")
+        environment, epmd_port = self._environment(), str(free_port())
+        environment["ERL_EPMD_PORT"] = epmd_port
+        with (self.folder / "output").open("ab") as output:
+            for command in ([epmd, "-address", "127.0.0.1", "-port", epmd_port], [str(server)]):
+                self._processes.append(
+                    subprocess.Popen(
+                        command,
+                        env=environment,
+                        stdin=subprocess.DEVNULL,
+                        stdout=output,
+                        stderr=output,
+                        start_new_session=True,
+                    )
+                )
+        eventually(self._answers, within_s=50, message=f"an answer of rabbitmq-server on port {self.port}")
+
+    def _environment(self) -> dict[str, str]:
+        for name in ("home", "log", "mnesia"):
+            (self.folder / name).mkdir(exist_ok=True)
+        (self.folder / "plugins").write_text("[].\n")
+        (self.folder / "rabbitmq.conf").write_text("")
+        return {
+            **os.environ,
+            "HOME": str(self.folder / "home"),
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODENAME": f"kwtest{self.port}@localhost",
+            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODE_PORT": str(self.port),
+            "RABBITMQ_DIST_PORT": str(free_port()),
+            "RABBITMQ_MNESIA_BASE": str(self.folder / "mnesia"),
+            "RABBITMQ_LOG_BASE": str(self.folder / "log"),
+            "RABBITMQ_LOGS": str(self.folder / "log" / "rabbitmq.log"),
+            "RABBITMQ_CONF_ENV_FILE": str(self.folder / "none.conf"),
+            "RABBITMQ_CONFIG_FILE": str(self.folder / "rabbitmq"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.folder / "plugins"),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+        }
+
+    def _answers(self) -> bool:
+        if self._processes[-1].poll() is not None:
+            raise RuntimeError(f"rabbitmq-server ended: {(self.folder / 'output').read_text()[-500:]}")
+        with socket.create_connection(("127.0.0.1", self.port), timeout=2) as connection:
+            connection.sendall(b"AMQP\x00\x00\x09\x01")
+            return bool(connection.recv(1))
+
+    def stop(self) -> None:
+        """End the processes that were started here, and their children: each has a process group of its own."""
+        processes, self._processes = self._processes, []
+        for process in reversed(processes):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait(10)
+
+
 def redis_program() -> str:
-    """Path of redis-server; without one the test is skipped, in CI it fails."""
-    program = shutil.which("redis-server")
-    if program is None:
+    """Path of redis-server; see `program`."""
+    return program("redis-server")
+
+
+def program(name: str) -> str:
+    """Path of a server; without one the test is skipped, in CI it fails."""
+    found = shutil.which(name)
+    if found is None:
+        hint = INSTALL_HINT.format(name)
         if os.environ.get("CI", "").lower() in ("1", "true", "yes"):
-            pytest.fail(INSTALL_HINT, pytrace=False)
-        pytest.skip(INSTALL_HINT)
-    return program
+            pytest.fail(hint, pytrace=False)
+        pytest.skip(hint)
+    return found
 
 
 def free_port() -> int:
