@@ -706,7 +706,13 @@ def process_main() -> None:
 
 
 def flush_output() -> None:
-    """Write out what was printed, before a fork or `os._exit`. That nobody can read it is no reason to fail."""
+    """Write out what was printed, before a fork or the end of the process. That nobody can read it any more is no
+    reason to fail, now or when the interpreter flushes for the last time (it would exit with 120)."""
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, by its reader or by a task; or None
+        try:
             stream.flush()
+        except (ValueError, AttributeError):  # a task closed it; or there is none
+            pass
+        except OSError:
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -242,6 +242,7 @@ class Worker:
             self.loop.close()
             if self._pidfile is not None:
                 self._pidfile.release()
+            executor.flush_output()
 
     def _run_inline(self) -> int:
         failure: list[BaseException] = []
@@ -369,8 +370,7 @@ class Worker:
         try:
             print(text, flush=True)
         except OSError:
-            # Nobody reads any more. What is left in the buffer must not fail again when the process ends.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            executor.flush_output()
 
     def broker_up(self) -> None:
         """Connected. Loop thread."""
