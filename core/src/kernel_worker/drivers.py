@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
+from .errors import BrokerRefused
 from .types import (
     AppInfo,
     BrokerCapability,
@@ -182,7 +183,8 @@ class Broker(ABC):
 
         Reserving is one atomic step on the server: a crash at any moment must not lose a message.
         Returns at once when at least one message is there; [] on time-out or after `interrupt()`.
-        Also brings parked messages that are due, and messages of dead holders, back into play.
+        Also brings parked messages that are due, and messages of dead holders, back into play: these come with
+        `recovered` set, and their attempts are not counted up (the kernel has them marked before it runs them).
         A message that is no envelope comes as a `Delivery` with `error` set.
         """
 
@@ -221,6 +223,31 @@ class Broker(ABC):
     @abstractmethod
     def dead_letters(self, queue: str, limit: int = 100) -> list[DeadLetter]:
         """The newest dead letters of a queue, newest first."""
+
+    def dead_letter(self, queue: str, id: str) -> DeadLetter | None:
+        """One dead letter by its id, or None. Any number of others may lie before it."""
+        raise BrokerRefused(f"{type(self).__name__} keeps no dead letters")
+
+    def replay_dead(self, queue: str, ids: Sequence[str] | None = None) -> int:
+        """Put dead letters back at the end of their queue, as they came, with their attempts forgotten. Each is at
+        any moment in one place; a crash may leave some of them dead, never both or none.
+
+        :param ids: which; None = all of the queue.
+        :return: how many were found and put back.
+        """
+        raise BrokerRefused(f"{type(self).__name__} keeps no dead letters")
+
+    def drop_dead(self, queue: str, ids: Sequence[str] | None = None) -> int:
+        """Delete dead letters for good; None = all of the queue. How many were deleted."""
+        raise BrokerRefused(f"{type(self).__name__} keeps no dead letters")
+
+    def consume(self, queues: Sequence[QueueSpec]) -> None:
+        """Take from these queues from the next `fetch` on, in this order; the kernel has declared them. What is
+        held from others stays held. Loop thread; a waiting `fetch` is interrupted. A driver that keeps more of
+        the queues than `context.queues` overrides this.
+        """
+        self.context = replace(self.context, queues=tuple(queues))
+        self.interrupt()
 
     @abstractmethod
     def close(self) -> None:
@@ -305,6 +332,10 @@ class LoadedApp(ABC):
     info: AppInfo
     soft_limit_error: type[BaseException]
     hard_limit_error: type[BaseException]
+    cancel_error: type[BaseException] = SystemExit
+    """Raised inside a task that is terminated by remote control; no failure of the task. Called with a text."""
+    verbose: bool = False
+    """Whether outcomes shall carry `shown` and `traceback`. Set by the executor, at any time."""
 
     @abstractmethod
     def setup(self, node: str, wrap: Callable[[str, Call], Call]) -> None:

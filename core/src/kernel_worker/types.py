@@ -31,6 +31,7 @@ class BrokerCapability(Enum):
     DEAD_LETTER = "dead_letter"  # keeps dead messages, byte-identical, with the reason
     BROADCAST = "broadcast"  # fan-out to every worker
     ATTEMPTS = "attempts"  # counts deliveries that ended in a lost executor
+    MARK = "mark"  # counts a delivery before it is run, in place (Verdict.MARK)
     BATCH_FETCH = "batch_fetch"  # reserves many messages in one round trip
 
 
@@ -53,6 +54,7 @@ class Delivery:
     redelivered: bool = False
     payload: bytes | None = None
     error: str | None = None  # set by the driver when `raw` is no envelope: goes to the dead letters
+    recovered: bool = False  # its last holder died or lost the lease while it held it: it may have been running
 
 
 class OutcomeKind(IntEnum):
@@ -84,6 +86,8 @@ class Outcome:
     requeue: bool = False  # REJECT only
     until: float = 0.0  # DEFER only: unix time
     result: StoredResult | None = None  # executor side only: to be stored before the outcome is reported
+    shown: str = ""  # a short repr of what was returned or raised; only when somebody listens (LoadedApp.verbose)
+    traceback: str = ""  # FAILURE, RETRY: only when somebody listens
 
 
 @dataclass(slots=True)
@@ -107,6 +111,7 @@ class Verdict(Enum):
     REQUEUE = "requeue"  # back to the front of its queue
     DELAY = "delay"  # park it until `Settlement.until`
     DEAD = "dead"  # to the dead letters of its queue, with the reason
+    MARK = "mark"  # stays reserved; counted from now on as an attempt (BrokerCapability.MARK)
 
 
 @dataclass(slots=True)

@@ -36,6 +36,7 @@ class Frame(IntEnum):
     RETURNED = 11  # executor → kernel: tags that were given back
     RETIRE = 12  # kernel → executor: finish what you have, then exit
     FAILED = 13  # executor → kernel: cannot start, and why
+    VERBOSE = 15  # kernel → executor: whether outcomes shall carry what was returned or raised, for events
     UNSTORED = 14  # executor → kernel: so many requests have ended that are not reported, for want of the result store
     FORK = 20  # kernel → fork server, with two descriptors: make an executor
     FORKED = 21  # fork server → kernel: its pid
