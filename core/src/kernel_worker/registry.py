@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .early import DEFAULT_POOL
 from .errors import PluginError, UsageError
 from .secret import Secret, mask_url
 from .selection import INSTALL_ALL, KINDS, Entries, Entry, Selection, not_installed, parse
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["Command", "Entry", "HealthCheck", "Registry", "Selection"]
 
 GROUP = "kernel_worker."
-DEFAULT_POOL = "prefork"
 
 
 @dataclass(frozen=True, slots=True)

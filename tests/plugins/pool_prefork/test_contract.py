@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kernel_pool_prefork import PreforkPool
+from kernel_pool_prefork.pool import PreforkPool
 from kernel_worker.testing import PoolContract
 
 

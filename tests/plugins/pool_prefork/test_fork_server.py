@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -14,15 +15,16 @@ from typing import Any
 
 import pytest
 
-from kernel_pool_prefork import PreforkPool
-from kernel_pool_prefork.spawner import MAX_ASKED, ForkServerSpawner, start_interpreter
+from kernel_pool_prefork.early import Interpreter, start_interpreter
+from kernel_pool_prefork.pool import PreforkPool
+from kernel_pool_prefork.spawner import MAX_ASKED, ForkServerSpawner
 from kernel_worker.board import Board
 from kernel_worker.drivers import Layout
 from kernel_worker.errors import ExecutorError, UsageError
 from kernel_worker.loop import Loop
-from kernel_worker.spawn import Birth
+from kernel_worker.spawn import Birth, hello_frame
 from kernel_worker.testing import Ledger, eventually
-from kernel_worker.wire import Frame, pack_json
+from kernel_worker.wire import Channel, Frame, pack_json
 from tests.core.live_pool import LivePool, call
 from tests.core.toy_app import ROOT, hello, stored
 
@@ -447,3 +449,50 @@ def test_executors_are_asked_for_few_at_a_time() -> None:
         loop.close()
 
     assert (first, second) == (MAX_ASKED, 2)
+
+
+def _loaded_by(server: Interpreter, app: str, folder: Path) -> tuple[int, dict[str, Any]]:
+    """The first thing a server that was started ahead says, asked for an application."""
+    server.sock.sendall(hello_frame({**hello(), "app": app, "workdir": str(folder)}))
+    server.sock.settimeout(20)
+    channel = Channel(server.sock)
+    while not (frames := channel.receive()):
+        pass
+    kind, payload = frames[0]
+    return kind, json.loads(payload)
+
+
+@pytest.mark.parametrize("ahead", ["counted_app:app", "another_app", ""])
+def test_application_is_imported_once_whatever_was_imported_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "counted_app.py").write_text(
+        "from tests.core.toy_app import app\nwith open('imports', 'a') as file:\n    file.write('x')\n"
+    )
+    (tmp_path / "another_app.py").write_text("")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    server = start_interpreter(ahead)
+    try:
+        kind, info = _loaded_by(server, "counted_app:app", tmp_path)
+    finally:
+        server.close()
+
+    assert kind == Frame.LOADED, info
+    assert "toy.add" in info["tasks"]
+    assert (tmp_path / "imports").read_text() == "x"
+
+
+def test_application_that_fails_ahead_is_told_when_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken_ahead.py").write_text("raise RuntimeError('not like this')\n")
+    server = start_interpreter("broken_ahead")
+    try:
+        kind, failure = _loaded_by(server, "broken_ahead", tmp_path)
+    finally:
+        server.close()
+
+    assert kind == Frame.FAILED
+    assert "RuntimeError: not like this" in failure["text"]

@@ -71,7 +71,7 @@ def _url(config: Config) -> Secret:
 def _queues(config: Config, info: AppInfo | None) -> tuple[QueueSpec, ...]:
     known = {queue.name: queue for queue in info.queues} if info else {}
     if config.explicit(WORKER, "queues"):
-        return tuple(known.get(name) or QueueSpec(name) for name in config.worker.queues)
+        return tuple(known.get(name) or QueueSpec(name) for name in config.worker.queue_names)
     return tuple(known.values()) or (QueueSpec(info.default_queue if info else DEFAULT_QUEUE),)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from kernel_worker.early import Early
+
 from .composition import Composition, WorkerCommand
 
 
@@ -16,8 +18,8 @@ from .composition import Composition, WorkerCommand
 def run(composition: Composition) -> int:
     """Run a worker until it is told to stop."""
     assert composition.hooks is not None
-    pool = composition.registry.load_pool(composition.selection, composition.config.worker.pool or "")
-    prestarted = pool.prestart()  # its interpreter starts while this process imports the worker
+    early: Early = click.get_current_context().find_root().obj
+    prestarted = early.of(composition.config.worker.pool or "")
 
     from kernel_worker.worker import run as run_worker
 

@@ -6,7 +6,10 @@ when the application's import started some.
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import importlib
+import importlib.metadata
 import json
 import logging
 import os
@@ -148,11 +151,26 @@ class ForkServer:
                 self._channel.send(pack_json(Frame.EXITED, {"key": key, "status": code}))
 
 
+def _import_ahead(app: str) -> None:
+    """Import the application, and what loads such a one, while the kernel process still composes the worker.
+
+    What goes wrong is told later, when HELLO asks for it: that may name another application.
+    """
+    sys.path.insert(0, os.getcwd())
+    with contextlib.suppress(BaseException):
+        importlib.import_module(app.partition(":")[0])
+        for loader in importlib.metadata.entry_points(group="kernel_worker.apps"):
+            if loader.module.partition(".")[0] in sys.modules:
+                importlib.import_module(loader.module)
+
+
 def process_main() -> None:
-    """Entry of the fork server's process; the descriptor of its channel is in argv."""
+    """Entry of the fork server's process. In argv: the descriptor of its channel; an application to import ahead."""
     ignore_group_signals()
     die_with_parent()
     channel = Channel(socket.socket(fileno=int(sys.argv[1])))
+    if sys.argv[2]:
+        _import_ahead(sys.argv[2])
     try:
         hello = read_hello(channel)
         configure_logging(hello["log"])

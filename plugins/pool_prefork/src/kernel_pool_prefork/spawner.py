@@ -9,23 +9,13 @@ import subprocess
 from typing import Any
 
 from kernel_worker.loop import Loop
-from kernel_worker.spawn import Birth, Spawner, SpawnEvents, hello_frame, python_command, watch_exit
+from kernel_worker.spawn import Birth, Spawner, SpawnEvents, hello_frame, watch_exit
 from kernel_worker.wire import Channel, ChannelClosed, Frame, pack_json
+
+from .early import start_interpreter
 
 MAX_ASKED = 16
 """Executors to be asked for at once; forking one takes a few milliseconds."""
-
-
-def start_interpreter() -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """Start a fork server; it waits for HELLO on the socket, and ends when the socket is closed."""
-    ours, theirs = socket.socketpair()
-    with theirs:
-        process = subprocess.Popen(
-            python_command("kernel_pool_prefork.forkserver:process_main", theirs.fileno()),
-            pass_fds=(theirs.fileno(),),
-            stdin=subprocess.DEVNULL,
-        )
-    return process, ours
 
 
 class ForkServerSpawner(Spawner):
