@@ -36,8 +36,8 @@ servers:
 	@scripts/environment dev
 	@$(RUN) scripts/servers.py redis-server rabbitmq-server
 
-test: servers ## the whole suite except the long fault runs (ARGS="-k name")
-	$(RUN) -m pytest -m "not faults" $(ARGS)
+test: servers ## the whole suite except the long fault runs (ARGS="-k name -n 0": one process)
+	$(RUN) -m pytest -m "not faults" -n 4 $(ARGS)
 
 test-faults: servers ## kills, broken servers and random moments, long form
 	$(RUN) -m pytest -m faults --timeout 900 $(ARGS)

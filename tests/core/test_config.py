@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from kernel_worker.config import Config, Draft, Secret, compose, cpus_available, expand_node_name
+from kernel_worker.config import Config, Draft, Secret, compose, cpus_available, expand_node_name, misspelt_variables
 from kernel_worker.config_file import SettingsFile, find_settings_file
 from kernel_worker.errors import ConfigError, UsageError
 from kernel_worker.options import duration, option
@@ -365,3 +365,16 @@ def test_pyproject_must_hold_a_table(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match="must be a table"):
         find_settings_file(folder=tmp_path)
+
+
+def test_variables_that_nearly_are_settings_are_told_and_others_are_not() -> None:
+    environ = {"KW_CONCURENCY": "3", "KW_PREFORK_PATIENC": "1", "KW_POOL": "solo", "KW_CONFIG": "x", "KW_MY_OWN": "1"}
+
+    told = misspelt_variables(config(), environ)
+
+    assert [sentence.partition(" is no setting")[0] for sentence in told] == [
+        "environment KW_CONCURENCY",
+        "environment KW_PREFORK_PATIENC",
+    ]
+    assert told[0].endswith("did you mean KW_CONCURRENCY?")
+    assert misspelt_variables(config(), {"PATH": "/bin"}) == []

@@ -101,8 +101,8 @@ class WorkerRun:
     def settled(self) -> dict[str, str]:
         """Task id to verdict, the last one each; "requeue+" when an attempt was counted."""
         found = {}
-        for verdict in ("ack", "requeue", "dead", "delay"):
-            for entry in self.ledger.entries(verdict):
+        for entry in self.ledger.entries():
+            if (verdict := entry["event"]) in ("ack", "requeue", "dead", "delay"):
                 found[entry["id"]] = verdict + ("+" if entry.get("count") else "")
         return found
 

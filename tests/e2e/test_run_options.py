@@ -212,3 +212,22 @@ def test_mistake_on_the_command_line_is_told_with_what_mends_it(
     assert len(done.stderr.splitlines()) <= 3
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+def test_result_backend_that_was_not_selected_is_refused(shop: Path, kw: RunKw, redis_url: str) -> None:
+    worker = kw(
+        *("run", "-A", "shop", "-b", redis_url, "--plugins", "prefork,redis"),
+        *("--result-backend", "sqlite:///results.db"),
+        ready=False,
+    )
+
+    assert worker.wait() == 2
+    assert "leaves out the result backend 'sqlite', which sqlite:///results.db needs" in worker.output
+    assert "--plugins prefork,redis,sqlite" in worker.output
+
+
+def test_disabled_results_are_shown_as_none(shop: Path, kw: RunKw, redis_url: str) -> None:
+    worker = kw("run", "-A", "shop", "-b", redis_url, "--result-backend", "disabled", "-c", "1")
+
+    assert "  results:  none\n" in worker.output
+    assert worker.stop() == 0

@@ -30,9 +30,9 @@ def test_coroutines_functions_and_failures_give_their_results(shop: Path, kw: Ru
 
 
 def test_memory_stays_flat_over_many_tasks(shop: Path, kw: RunKw, redis_url: str) -> None:
-    """Worker and executors, between the first tenth and the end. A message costs 4 kB while it is held, and how many
-    are held depends on the machine; a leak of one message in eight would show."""
-    worker = kw("run", "-A", "shop", "-b", redis_url, "-c", "1")
+    """Worker and executors, between the first tenth and the end. A message costs 4 kB while it is held, so few are; a
+    leak of one message in eight would show."""
+    worker = kw("run", "-A", "shop", "-b", redis_url, "-c", "1", "--prefetch-multiplier", "50")
     processes = [psutil.Process(pid) for pid in worker.family()]
     with client(redis_url) as app:
 

@@ -42,6 +42,8 @@ WORKER = "worker"
 """Name of the kernel's own section."""
 
 DEFAULT, APPLICATION, COMMAND_LINE = "default", "application", "command line"
+ENVIRONMENT_ONLY = {"KW_CONFIG", "KW_TRACEBACK"}
+"""Variables that are no setting."""
 
 Key = tuple[str, str]
 """Section and field."""
@@ -308,6 +310,23 @@ def compose(
     if file and installed is not None:
         file.check_sections({*declared, *installed})
     return Draft(declared, settings)
+
+
+def misspelt_variables(config: Config, environ: Mapping[str, str]) -> list[str]:
+    """Sentences on variables that look like settings and are none, where one that is comes close. Anything else that
+    begins with KW_ may be somebody else's."""
+    known = {item.env for name, options in config._sections.items() for item in fields_of(name, options).values()}
+    strange = [name for name in sorted(environ) if name.startswith("KW_") and name not in known | ENVIRONMENT_ONLY]
+    if not strange:
+        return []
+    from .nearest import nearest
+
+    near = {name: nearest(name.removeprefix("KW_"), [each.removeprefix("KW_") for each in known]) for name in strange}
+    return [
+        f"environment {name} is no setting and has no effect: did you mean KW_{meant}?"
+        for name, meant in near.items()
+        if meant
+    ]
 
 
 def _dotted(settings: Mapping[Key, Setting]) -> list[str]:

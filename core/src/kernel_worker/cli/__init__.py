@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -15,6 +16,10 @@ def main(args: Sequence[str] | None = None) -> int:
     """Entry point of `kw`; returns the exit code."""
     words = sys.argv[1:] if args is None else args
     _open_standard_descriptors()
+    if args is None and words[:1] == ["run"]:
+        # Until the worker has handlers of its own; the default would leave without taking the interpreter along.
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+            signal.signal(number, lambda *_: sys.exit(0))
     begun = early.begin(words[1:]) if words[:1] == ["run"] else early.Early()
     try:
         from .group import run_command
