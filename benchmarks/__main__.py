@@ -16,8 +16,9 @@ from pathlib import Path
 
 import psutil
 
+from . import pools, scenarios
 from .redis_server import redis_server
-from .scenarios import SCENARIOS, Bench, Scenario, start
+from .scenarios import Bench, Scenario, start
 from .systems import CELERY, CELERY_LEAN, CONCURRENCY, KW, System
 from .workers import WorkerFailed
 
@@ -26,6 +27,8 @@ BUDGET_S = 540.0
 QUIET = 15.0
 """Percent of the machine that others may use when a measurement starts."""
 QUIET_WITHIN_S = 5.0
+
+SCENARIOS = (*scenarios.SCENARIOS, *pools.SCENARIOS)
 
 Values = dict[System, list[float]]
 
@@ -134,10 +137,12 @@ def main() -> None:
     if not shutil.which("redis-server"):
         parser.error("redis-server is not on PATH")
     with tempfile.TemporaryDirectory(prefix="kw-bench-") as folder, redis_server(Path(folder)) as url:
-        session = Session(Bench(Path(folder), url), [one for one in SCENARIOS if one.group in chosen])
-        session.warm_up()
-        for turn in range(arguments.runs):
-            session.round(turn)
+        bench = Bench(Path(folder), url)
+        session = Session(bench, [one for one in SCENARIOS if one.group in chosen])
+        with bench.servers:
+            session.warm_up()
+            for turn in range(arguments.runs):
+                session.round(turn)
     report(session)
 
 

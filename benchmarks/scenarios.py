@@ -8,12 +8,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import redis
 
-from . import messages, stamps
+from . import messages, rabbitmq_server, stamps
 from .settings import environment
 from .systems import ALL, CELERY, KW, System
 from .workers import ROOT, running
@@ -32,11 +33,25 @@ class Bench:
     folder: Path
     redis_url: str
     _templates: dict[bool, str] = field(default_factory=dict)
+    servers: ExitStack = field(default_factory=ExitStack)
+    _amqp_url: str = ""
 
-    def environment(self, results: bool = False, broker: str = "") -> dict[str, str]:
+    def amqp_url(self) -> str:
+        """A private RabbitMQ node, started when it is first asked for; `servers` ends it."""
+        if not self._amqp_url:
+            folder = self.folder / "rabbitmq"
+            folder.mkdir()
+            self._amqp_url = self.servers.enter_context(rabbitmq_server.rabbitmq_server(folder))
+        return self._amqp_url
+
+    def template(self) -> str:
+        """A message as Celery's client sends it, without results; there is one after the first `fill`."""
+        return self._templates[False]
+
+    def environment(self, results: bool = False, broker: str = "", work: str = "") -> dict[str, str]:
         """Environment for workers and clients."""
         broker = broker or self.redis_url
-        return environment(broker, broker if results else "", self.folder / "stamps")
+        return environment(broker, broker if results else "", self.folder / "stamps", work)
 
     def client(self, system: System, operation: str, number: int, env: dict[str, str]) -> dict[str, object]:
         """What the system's own client measured."""
@@ -91,6 +106,22 @@ def drain_sqlite(bench: Bench, system: System) -> float:
     bench.client(system, "send", WAITING - 1, env)  # and one to warm up
     with running(system, env, bench.folder) as worker:
         return stamps.middle_rate(worker.wait_done(WAITING, within_s=90))
+
+
+def drain_amqp(bench: Bench, system: System) -> float:
+    """Tasks per second from a classic queue of RabbitMQ."""
+    bench.fill(1)  # the template
+    url = bench.amqp_url()
+    rabbitmq_server.fill(url, bench.template(), WAITING)
+    with running(system, bench.environment(broker=url), bench.folder) as worker:
+        return stamps.middle_rate(worker.wait_done(WAITING, within_s=30 + WAITING / 300))
+
+
+def send_amqp(bench: Bench, system: System) -> float:
+    """`delay` per second, one by one, into RabbitMQ: kw waits for confirms, Celery does not."""
+    url = bench.amqp_url()
+    rabbitmq_server.empty(url)
+    return float(bench.client(system, "send", SENT // 2, bench.environment(broker=url))["rate"])
 
 
 def send(bench: Bench, system: System) -> float:
@@ -148,5 +179,7 @@ SCENARIOS = (
     Scenario("memory", "idle worker, 2 children (PSS)", "MB", memory, more_is_better=False, runs=1),
     Scenario("backlog", "drain 10,000 waiting", "tasks/s", drain_short_backlog, systems=(KW,)),
     Scenario("backlog", "drain 100,000 waiting", "tasks/s", drain_long_backlog, systems=(KW,)),
+    Scenario("amqp", "drain 20,000, RabbitMQ", "tasks/s", drain_amqp),
+    Scenario("amqp", "send with delay, RabbitMQ", "tasks/s", send_amqp, systems=(KW, CELERY)),
     Scenario("sqlite", "drain 20,000, embedded broker", "tasks/s", drain_sqlite, systems=(KW,)),
 )

@@ -20,7 +20,13 @@ def results_url() -> str | None:
     return os.environ.get("BENCH_RESULTS") or None
 
 
-def environment(broker: str, results: str, stamps: Path) -> dict[str, str]:
+def work() -> str:
+    """What the task does before it stamps: "" nothing, "nap", "async nap", "hash"."""
+    return os.environ.get("BENCH_WORK", "")
+
+
+def environment(broker: str, results: str, stamps: Path, work: str = "") -> dict[str, str]:
     """Environment of a worker or client process."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "BENCH_", "KW_"))}
-    return {**kept, "BENCH_BROKER": broker, "BENCH_RESULTS": results, "BENCH_STAMPS": str(stamps)}
+    ours = {"BENCH_BROKER": broker, "BENCH_RESULTS": results, "BENCH_STAMPS": str(stamps), "BENCH_WORK": work}
+    return {**kept, **ours}

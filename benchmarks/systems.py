@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 CONCURRENCY = 2
@@ -24,13 +24,13 @@ class System:
     command: Callable[[], list[str]]
 
 
-def _kw() -> list[str]:
-    return [str(_programs / "kw"), "run", "-A", "benchmarks.apps.kw_app", "-P", "prefork", "-c", str(CONCURRENCY)]
+def _kw(pool: str = "prefork", slots: int = CONCURRENCY) -> list[str]:
+    return [str(_programs / "kw"), "run", "-A", "benchmarks.apps.kw_app", "-P", pool, "-c", str(slots)]
 
 
-def _celery(*flags: str) -> list[str]:
+def _celery(*flags: str, pool: str = "prefork", slots: int = CONCURRENCY) -> list[str]:
     program = [str(_programs / "celery"), "-A", "benchmarks.apps.celery_app", "worker", "-l", "WARNING"]
-    return [*program, "-c", str(CONCURRENCY), *flags]
+    return [*program, "-P", pool, "-c", str(slots), *flags]
 
 
 KW = System("kw prefork", "benchmarks.apps.kw_app", _kw)
@@ -41,3 +41,10 @@ CELERY_LEAN = System(
     lambda: _celery("--without-gossip", "--without-mingle", "--without-heartbeat"),
 )
 ALL = (KW, CELERY, CELERY_LEAN)
+
+
+def on_pool(system: System, pool: str, slots: int) -> System:
+    """The same system with another pool."""
+    if system.app == KW.app:
+        return replace(system, command=lambda: _kw(pool, slots))
+    return replace(system, command=lambda: _celery(pool=pool, slots=slots))

@@ -10,9 +10,27 @@ import pytest
 from kernel_worker.testing import Ledger, WorkerProcess
 from tests.servers import RabbitServer, RedisServer
 
+DEAR = ("proof", "wheels", "victim", "flower", "ear", "site")
+"""Fixtures of whole modules that take seconds to make."""
+
 RunKw = Callable[..., WorkerProcess]
 """`kw(*arguments, ready=True, env={})`: start `kw` with these arguments in `tmp_path`; with `ready`, wait for the line
 that says so."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Side by side (`-n`), tests that share something dear to start are run by one process, so that there is one of it."""
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    for item in items:
+        names = getattr(item, "fixturenames", ())
+        if "rabbitmq_server" in names:
+            item.add_marker(pytest.mark.xdist_group("rabbitmq"))
+        elif dear := next((name for name in DEAR if name in names), ""):
+            parameters = getattr(item, "callspec", None)
+            which = parameters.params.get(dear, "") if parameters else ""
+            item.add_marker(pytest.mark.xdist_group(f"{item.nodeid.partition('::')[0]} {which}"))
 
 
 @pytest.fixture(scope="session")

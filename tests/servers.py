@@ -117,12 +117,16 @@ class RedisServer:
 class RabbitServer:
     """One RabbitMQ node with a name, ports and folders of its own. A start takes about five seconds.
 
-    :param folder: for its data and its log.
+    :param folder: for its data and its log; kept over restarts.
+    :ivar tls_port: speaks TLS, with a certificate for localhost which `authority` vouches for.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.port = free_port()
+        self.tls_port = free_port()
+        self.authority = folder / "server.pem"
+        self._epmd_port = free_port()
         self._processes: list[subprocess.Popen[bytes]] = []
 
     @property
@@ -136,8 +140,7 @@ class RabbitServer:
         # end: the script beside what the link points to is the server.
         server = Path(program("rabbitmq-server")).resolve().with_name("rabbitmq-server")
         epmd = program("epmd")
-        environment, epmd_port = self._environment(), str(free_port())
-        environment["ERL_EPMD_PORT"] = epmd_port
+        environment, epmd_port = self._environment(), str(self._epmd_port)
         with (self.folder / "output").open("ab") as output:
             for command in ([epmd, "-address", "127.0.0.1", "-port", epmd_port], [str(server)]):
                 self._processes.append(
@@ -156,11 +159,12 @@ class RabbitServer:
         for name in ("home", "log", "mnesia"):
             (self.folder / name).mkdir(exist_ok=True)
         (self.folder / "plugins").write_text("[].\n")
-        (self.folder / "rabbitmq.conf").write_text("")
+        (self.folder / "rabbitmq.conf").write_text(self._tls_settings())
         return {
             **os.environ,
             "HOME": str(self.folder / "home"),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "ERL_EPMD_PORT": str(self._epmd_port),
             "RABBITMQ_NODENAME": f"kwtest{self.port}@localhost",
             "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
             "RABBITMQ_NODE_PORT": str(self.port),
@@ -181,12 +185,56 @@ class RabbitServer:
             connection.sendall(b"AMQP\x00\x00\x09\x01")
             return bool(connection.recv(1))
 
+    def _tls_settings(self) -> str:
+        if shutil.which("openssl") is None:  # tests of TLS ask for it, see `program`
+            return ""
+        if not self.authority.exists():
+            self._make_certificate()
+        return (
+            f"listeners.ssl.default = 127.0.0.1:{self.tls_port}\n"
+            f"ssl_options.certfile = {self.authority}\n"
+            f"ssl_options.keyfile = {self.folder / 'server.key'}\n"
+            "ssl_options.verify = verify_none\n"
+        )
+
+    def _make_certificate(self) -> None:
+        subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-days", "2"]
+        key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+        files = ["-keyout", str(self.folder / "server.key"), "-out", str(self.authority)]
+        command = [program("openssl"), "req", "-x509", *key, *files, *subject]
+        subprocess.run(command, check=True, capture_output=True)
+
+    def control(self, *arguments: str) -> str:
+        """Run rabbitmqctl on this node; its output. Takes a few seconds.
+
+        :raises RuntimeError: it failed.
+        """
+        tool = Path(program("rabbitmqctl")).resolve().with_name("rabbitmqctl")
+        run = subprocess.run(
+            [str(tool), "--quiet", *arguments],
+            env=self._environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        if run.returncode:
+            raise RuntimeError(f"rabbitmqctl {' '.join(arguments)}: {run.stdout}{run.stderr}")
+        return run.stdout
+
+    def kill(self) -> None:
+        """End it at once. Idempotent."""
+        self._end(signal.SIGKILL)
+
     def stop(self) -> None:
         """End the processes that were started here, and their children: each has a process group of its own."""
+        self._end(signal.SIGTERM)
+
+    def _end(self, number: int) -> None:
         processes, self._processes = self._processes, []
         for process in reversed(processes):
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
+                os.killpg(process.pid, number)
             try:
                 process.wait(20)
             except subprocess.TimeoutExpired:

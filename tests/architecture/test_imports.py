@@ -15,9 +15,14 @@ LEAVES = ("types", "errors", "loop", "wire", "settle", "steps", "bus")
 """Rooms that know no other room, but the words all share: `types` and `errors`."""
 CONTRACT = {"types", "errors", "drivers", "options", "hookspecs", "hookspecs_executor", "testing"}
 """Rooms whose public names a plugin may import from the room itself."""
-RECORDS = {"steps": {"Bootstep"}, "registry": {"Command", "HealthCheck"}, "bus": {"Bus", "Kind"}}
+RECORDS = {
+    "steps": {"Bootstep"},
+    "registry": {"Command", "HealthCheck"},
+    "bus": {"Bus", "Kind"},
+    "control": {"NO_REPLY", "Pending"},
+}
 """What hooks take or return and lives in another room."""
-EXECUTOR_KIT = {"board", "executor", "loop", "spawn", "wire"}
+EXECUTOR_KIT = {"board", "executor", "executor_main", "loading", "logs", "loop", "spawn", "wire"}
 """Rooms a pool may build on that starts executors in its own way."""
 NEEDS_NO_WORKER = ("kernel_app", "kernel_result_redis", "kernel_result_sqlite")
 
@@ -48,7 +53,7 @@ def test_each_library_is_used_in_its_rooms_only() -> None:
     rooms = {
         "click": {"cli"},
         "stevedore": {"registry"},
-        "pluggy": {"hooks", "hookspecs", "hookspecs_executor", "executor"},
+        "pluggy": {"hooks", "hookspecs", "hookspecs_executor", "executor_main"},
     }
 
     strange = [
@@ -76,7 +81,13 @@ def test_words_all_share_import_nothing_of_the_kernel(room: str) -> None:
 def test_executor_knows_nothing_of_the_kernel_process() -> None:
     forbidden = {"worker", "dispatcher", "supervisor", "registry", "broker_host", "selection", "cli", "hooks", "config"}
 
-    assert not _rooms_reached("executor", {"board", "drivers", "types", "wire", "errors"}) & forbidden
+    assert (
+        not _rooms_reached(
+            "executor_main",
+            {"executor", "loading", "minder", "reporting", "board", "drivers", "types", "wire", "errors"},
+        )
+        & forbidden
+    )
 
 
 def test_no_room_imports_the_command_line_or_the_test_suites() -> None:
@@ -140,7 +151,7 @@ def test_client_side_loads_nothing_of_the_worker(package: str) -> None:
 @pytest.mark.parametrize("library", ["pluggy", "stevedore", "click", "pytest", "kombu", "asyncio"])
 def test_executor_loads_no_library_it_does_not_need(library: str) -> None:
     """Its memory is paid once per child, its imports with every start."""
-    assert not _loaded_by("import kernel_worker.executor", library)
+    assert not _loaded_by("import kernel_worker.executor_main", library)
 
 
 @pytest.mark.parametrize("library", ["kombu", "redis", "msgspec", "pytest"])

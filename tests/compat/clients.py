@@ -280,3 +280,24 @@ def chunks(app: Any, queue: str) -> Answer:
 def loaded(app: Any) -> list[str]:
     """Our packages in this process."""
     return sorted({name.partition(".")[0] for name in sys.modules if name.startswith("kernel_")})
+
+
+def command(app: Any, name: str, arguments: Mapping[str, Any], nodes: Sequence[str], timeout: float = 5.0) -> Any:
+    """What each of the nodes answers to a remote-control command: {node: reply}."""
+    found: dict[str, Any] = {}
+    replies = app.control.broadcast(
+        name, arguments=dict(arguments), destination=list(nodes), reply=True, timeout=timeout
+    )
+    for reply in replies:
+        found.update(reply)
+    return found
+
+
+def question(app: Any, name: str, args: Sequence[Any], node: str) -> Any:
+    """What a method of `app.control.inspect` gives."""
+    return getattr(app.control.inspect([node], timeout=5.0), name)(*args)
+
+
+def order(app: Any, name: str, args: Sequence[Any], node: str) -> Any:
+    """What a method of `app.control` gives."""
+    return getattr(app.control, name)(*args, destination=[node], reply=True, timeout=5.0)

@@ -6,5 +6,6 @@ from kernel_app import App
 
 from . import tasks
 
-app = App("compat", **tasks.settings())
+# Celery refuses an unknown task at once: nobody here waits for a newer worker.
+app = App("compat", task_unknown_max_returns=0, **tasks.settings())
 tasks.define(app)

@@ -75,15 +75,26 @@ def start_kw(
 
 
 class CeleryWorker:
-    """A stock Celery worker (prefork) in a process of its own; the first queue is the default one of its application."""
+    """A stock Celery worker (prefork) in a process of its own; the first queue is the default one of its application.
+
+    :param heartbeat: send heartbeat events, without which it has no switch for others.
+    """
 
     def __init__(
-        self, folder: Path, url: str, queues: str, *arguments: str, settings: Mapping[str, Any] | None = None
+        self,
+        folder: Path,
+        url: str,
+        queues: str,
+        *arguments: str,
+        settings: Mapping[str, Any] | None = None,
+        heartbeat: bool = False,
     ) -> None:
         queue = queues.partition(",")[0]
         self._log = folder / f"celery-{queue}.log"
         command = [sys.executable, "-m", "celery", "-A", "tests.compat.celery_app", "worker", "-Q", queues]
-        quiet = ["--without-gossip", "--without-mingle", "--without-heartbeat", "-l", "info", "-n", f"{queue}@peer"]
+        quiet = ["--without-gossip", "--without-mingle", "-l", "info", "-n", f"{queue}@peer"]
+        if "-E" not in arguments and not heartbeat:
+            quiet.append("--without-heartbeat")
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [*command, *quiet, *arguments],

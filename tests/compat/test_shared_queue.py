@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import redis
 
 from kernel_worker.testing import Ledger, WorkerProcess, eventually
 
@@ -67,6 +68,40 @@ def test_celery_leaves_alone_what_kw_holds(
         assert_ran_once(ledger, "a", "b")
     finally:
         for worker in (*peers, holder):
+            worker.kill()
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(120)
+def test_twenty_seconds_under_a_lease_of_five_are_one_run(
+    url: str, clients_of: dict[str, ClientProcess], tmp_path: Path, ledger: Ledger
+) -> None:
+    """A task that runs and one that waits for its time, four times longer than the lease and the visibility timeout,
+    beside another `kw` and a Celery worker, which is started again so that it looks at once."""
+    options = {"broker_transport_options": {"visibility_timeout": 5}}
+    holder = start_kw(tmp_path, url, "twenty", "-c", "2", "--lease", "5", settings=options)
+    others: list[CeleryWorker | WorkerProcess] = []
+    try:
+        args = (str(ledger.path), "running", 20.0)
+        clients_of[CELERY].do(clients.send, "compat.sleep", args, queue="twenty")
+        started(ledger, "running")
+        due = time.time() + 20.0
+        later = (str(ledger.path), "later", 0.1)
+        clients_of[CELERY].do(clients.send, "compat.sleep", later, queue="twenty", countdown=20)
+        with redis.Redis.from_url(url) as server:
+            eventually(lambda: server.zcard("kw.parked:twenty") == 1, within_s=5, message="the task to be parked")
+        others.append(start_kw(tmp_path, url, "twenty", "-c", "1", "--lease", "5", settings=options))
+        for _ in range(2):
+            at = time.monotonic()
+            eventually(lambda at=at: time.monotonic() - at > 6.0, within_s=10)
+            peer = CeleryWorker(tmp_path, url, "twenty", "-c", "1", settings=options).wait_until_ready()
+            others.append(peer)
+
+        assert_ran_once(ledger, "running", "later")
+        (begun,) = [entry["at"] for entry in ledger.entries("start", label="later")]
+        assert abs(begun - due) < 1.0
+    finally:
+        for worker in (*others, holder):
             worker.kill()
 
 

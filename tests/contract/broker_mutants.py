@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from kernel_worker import Delivery, QueueInfo, Settlement, Verdict
+from kernel_worker import DeadLetter, Delivery, QueueInfo, QueueSpec, Settlement, Verdict
 
 from .reference import MemoryBroker, MemoryStorage, Message
 
@@ -252,6 +252,78 @@ class NeverCounts(WrongBroker):
             super().carry_out(number, message, verdict, reason, until, False)
 
 
+class CountsTheDead(WrongBroker):
+    """A dead holder's messages are counted, also those it only held."""
+
+    class Storage(MemoryStorage):
+        def bring_back(self) -> None:
+            before = {number for number, message in self.messages.items() if message.holder}
+            super().bring_back()
+            for number in before:
+                self.messages[number].attempts += not self.messages[number].holder
+
+
+class NeverSaysRecovered(WrongBroker):
+    """Gives messages of dead holders away like any other."""
+
+    class Storage(MemoryStorage):
+        def bring_back(self) -> None:
+            super().bring_back()
+            for message in self.messages.values():
+                message.recovered = False
+
+
+class ForgetsTheSuspicion(WrongBroker):
+    """A recovered message that was given back unrun is a clean one."""
+
+    class Storage(MemoryStorage):
+        def give_back(self, message: Message) -> None:
+            super().give_back(message)
+            message.recovered = False
+
+
+class SuspectsForEver(WrongBroker):
+    """A mark counts, and leaves the message recovered: it is marked again at every delivery."""
+
+    class Storage(MemoryStorage):
+        def carry_out(
+            self, number: int, message: Message, verdict: Verdict, reason: str, until: float, count: bool
+        ) -> None:
+            recovered = message.recovered
+            super().carry_out(number, message, verdict, reason, until, count)
+            message.recovered = recovered
+
+
+class MarksInMemory(WrongBroker):
+    """Counts a mark when the delivery is settled: a dead holder takes it along."""
+
+    def settle(self, batch: Sequence[Settlement]) -> None:
+        super().settle([each for each in batch if each.verdict is not Verdict.MARK])
+
+
+class MarkGivesBack(WrongBroker):
+    """Takes a mark for a requeue that counts."""
+
+    def settle(self, batch: Sequence[Settlement]) -> None:
+        super().settle(
+            [
+                replace(each, verdict=Verdict.REQUEUE, count=True) if each.verdict is Verdict.MARK else each
+                for each in batch
+            ]
+        )
+
+
+class CountsMarkAndEnd(WrongBroker):
+    """A marked delivery that ends in a lost executor counts twice, and so does a repeated mark."""
+
+    class Storage(MemoryStorage):
+        def carry_out(
+            self, number: int, message: Message, verdict: Verdict, reason: str, until: float, count: bool
+        ) -> None:
+            message.marked = False
+            super().carry_out(number, message, verdict, reason, until, count)
+
+
 class CountsNeighbours(WrongBroker):
     """As quorum queues do: a lost executor counts against all messages of the batch."""
 
@@ -323,6 +395,60 @@ class OldestDeadFirst(WrongBroker):
             return self.dead[queue][::-1][:limit]
 
 
+class FindsTheNewestOnly(WrongBroker):
+    """Looks for a dead letter among those it would list."""
+
+    def dead_letter(self, queue: str, id: str) -> DeadLetter | None:
+        return next((letter for letter in self.dead_letters(queue) if letter.id == id), None)
+
+
+class ReplaysACopy(WrongBroker):
+    """Puts a dead letter back and keeps it."""
+
+    def replay_dead(self, queue: str, ids: Sequence[str] | None = None) -> int:
+        letters = [letter for letter in self.dead_letters(queue, 1 << 30) if ids is None or letter.id in ids]
+        for letter in letters:
+            self.publish(queue, letter.raw)
+        return len(letters)
+
+
+class ReplaysToTheFront(WrongBroker):
+    """A message that kills comes first again."""
+
+    class Storage(MemoryStorage):
+        def exhume(self, queue: str, ids: Sequence[str] | None, replay: bool) -> int:
+            before = set(self.messages)
+            found = super().exhume(queue, ids, replay)
+            for number in set(self.messages) - before:
+                self.messages[number].place = (-1, number)
+            return found
+
+
+class ReplayLosesPriority(WrongBroker):
+    """Replays everything as urgent."""
+
+    class Storage(MemoryStorage):
+        def exhume(self, queue: str, ids: Sequence[str] | None, replay: bool) -> int:
+            self.buried = dict.fromkeys(self.buried, 0)
+            return super().exhume(queue, ids, replay)
+
+
+class DropsEverything(WrongBroker):
+    """Deletes all dead letters when one is named."""
+
+    def drop_dead(self, queue: str, ids: Sequence[str] | None = None) -> int:
+        return super().drop_dead(queue)
+
+
+class ConsumesTheOldQueues(WrongBroker):
+    """Changes the context and goes on with the queues it had."""
+
+    def consume(self, queues: Sequence[QueueSpec]) -> None:
+        names = self.names
+        super().consume(queues)
+        self.names = names
+
+
 class SettlesTwice(WrongBroker):
     """A repeated batch does it again."""
 
@@ -387,8 +513,8 @@ class NeverBringsBack(WrongBroker):
 class RenewDoesNothing(WrongBroker):
     """A task longer than the lease runs twice, as with kombu's Redis transport."""
 
-    def renew(self, held: Sequence[Delivery]) -> None:
-        pass
+    def renew(self, held: Sequence[Delivery]) -> list[Delivery]:
+        return []
 
 
 class ShortestLeaseWins(WrongBroker):
@@ -404,12 +530,32 @@ class ShortestLeaseWins(WrongBroker):
 class TakesBackWhatItLost(WrongBroker):
     """Renewing makes the messages its own again."""
 
-    def renew(self, held: Sequence[Delivery]) -> None:
-        super().renew(held)
+    def renew(self, held: Sequence[Delivery]) -> list[Delivery]:
+        lost = super().renew(held)
         for delivery in held:
             message = self.storage.messages.get(delivery.receipt[0])
             if message:
                 message.holder, message.receipt = self.context.holder, delivery.receipt[1]
+        return lost
+
+
+class KeepsTheLossToItself(WrongBroker):
+    """Says at a renewal that all is held still: what others run now goes on here."""
+
+    def renew(self, held: Sequence[Delivery]) -> list[Delivery]:
+        super().renew(held)
+        return []
+
+
+class ReturnsAreAttempts(WrongBroker):
+    """Counts a delay for want of the task like a lost executor."""
+
+    class Storage(MemoryStorage):
+        def carry_out(
+            self, number: int, message: Message, verdict: Verdict, reason: str, until: float, count: bool
+        ) -> None:
+            message.attempts += count and verdict is Verdict.DELAY
+            super().carry_out(number, message, verdict, reason, until, count)
 
 
 class ClosedHolderWaitsForItsLease(WrongBroker):

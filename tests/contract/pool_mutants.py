@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from kernel_worker import Layout, Pool, PoolCapability, executor
+from kernel_worker import Layout, Pool, PoolCapability, executor_main
 from kernel_worker.executor import BlockingRuntime, Executor
+from kernel_worker.minder import Minder
 from kernel_worker.spawn import Birth, ExecSpawner, python_command, watch_exit
 
 
@@ -136,14 +137,14 @@ def _nothing(*_: object) -> None:
 
 
 def orphan_main() -> None:
-    executor.die_with_parent = _nothing
-    Executor.start_minder = _nothing  # type: ignore[method-assign]
-    executor.process_main()
+    executor_main.die_with_parent = _nothing
+    Minder.start = _nothing  # type: ignore[method-assign]
+    executor_main.process_main()
 
 
 def mortal_main() -> None:
-    executor.ignore_group_signals = _nothing
-    executor.process_main()
+    executor_main.ignore_group_signals = _nothing
+    executor_main.process_main()
 
 
 MUTANTS: tuple[type[Pool], ...] = (

@@ -53,6 +53,9 @@ class Message:
     place: tuple[int, int]  # order inside its priority: (front moves, serial)
     attempts: int = 0
     redelivered: bool = False
+    recovered: bool = False
+    marked: bool = False
+    returns: int = 0
     due: float = 0.0  # parked until then
     holder: str = ""  # reserved by
     receipt: int = 0  # of the present reservation
@@ -72,6 +75,7 @@ class MemoryStorage:
     def __post_init__(self) -> None:
         self.changed = threading.Condition(threading.RLock())
         self.interrupted: set[str] = set()
+        self.buried: dict[str, int] = {}  # id of a dead letter: its priority
 
     def publish(self, queue: str, raw: bytes, priority: int) -> None:
         with self.changed:
@@ -122,13 +126,13 @@ class MemoryStorage:
         over = {holder for holder, (_, end) in self.leases.items() if end < time.monotonic()}
         for message in self.messages.values():
             if message.holder in over:
-                message.attempts += 1
                 self.give_back(message)
+                message.recovered = True
         for holder in over:
             del self.leases[holder]
 
     def give_back(self, message: Message) -> None:
-        message.holder, message.receipt, message.redelivered = "", 0, True
+        message.holder, message.receipt, message.redelivered, message.marked = "", 0, True, False
         message.place = (-2, message.place[1])
 
     def held(self, holder: str, number: int, receipt: int) -> Message | None:
@@ -148,7 +152,13 @@ class MemoryStorage:
     def carry_out(
         self, number: int, message: Message, verdict: Verdict, reason: str, until: float, count: bool
     ) -> None:
-        message.attempts += count
+        if verdict is Verdict.DELAY:
+            message.returns += count
+        elif (count or verdict is Verdict.MARK) and not message.marked:
+            message.attempts += 1
+            message.recovered, message.marked = False, True
+        if verdict is Verdict.MARK:
+            return
         if verdict is Verdict.ACK:
             del self.messages[number]
         elif verdict is Verdict.DEAD:
@@ -160,11 +170,14 @@ class MemoryStorage:
 
     def bury(self, number: int, message: Message, reason: str) -> None:
         letter = DeadLetter(str(number), message.queue, message.raw, reason, time.time(), message.attempts)
+        self.buried[letter.id] = message.priority
         self.dead[message.queue].insert(0, letter)
 
-    def renew(self, holder: str, lease_s: float) -> None:
+    def renew(self, holder: str, lease_s: float, receipts: list[tuple[int, int]]) -> list[bool]:
+        """Whether each of the receipts is good still."""
         with self.changed:
             self.leases[holder] = (lease_s, time.monotonic() + lease_s)
+            return [self.held(holder, *receipt) is not None for receipt in receipts]
 
     def release(self, holder: str) -> None:
         with self.changed:
@@ -198,6 +211,19 @@ class MemoryStorage:
     def dead_letters(self, queue: str, limit: int) -> list[DeadLetter]:
         with self.changed:
             return self.dead[queue][:limit]
+
+    def dead_letter(self, queue: str, id: str) -> DeadLetter | None:
+        return next((letter for letter in self.dead_letters(queue, 1 << 30) if letter.id == id), None)
+
+    def exhume(self, queue: str, ids: Sequence[str] | None, replay: bool) -> int:
+        with self.changed:
+            found = [letter for letter in self.dead[queue][::-1] if ids is None or letter.id in ids]
+            for letter in found:
+                self.dead[queue].remove(letter)
+                priority = self.buried.pop(letter.id)
+                if replay:
+                    self.publish(queue, letter.raw, priority)
+            return len(found)
 
 
 # ---------------------------------------------------------------------- the broker
@@ -255,6 +281,8 @@ class MemoryBroker(Broker):
             (number, receipt),
             attempts=message.attempts,
             redelivered=message.redelivered,
+            recovered=message.recovered,
+            returns=message.returns,
         )
         try:
             envelope = json.loads(message.raw)
@@ -272,8 +300,10 @@ class MemoryBroker(Broker):
             [(*each.delivery.receipt, each.verdict.value, each.reason, each.until, each.count) for each in batch],
         )
 
-    def renew(self, held: Sequence[Delivery]) -> None:
-        self.storage.renew(self.context.holder, self.context.lease_s)
+    def renew(self, held: Sequence[Delivery]) -> list[Delivery]:
+        receipts = [delivery.receipt for delivery in held]
+        kept = self.storage.renew(self.context.holder, self.context.lease_s, receipts)
+        return [delivery for delivery, is_held in zip(held, kept, strict=True) if not is_held]
 
     def interrupt(self) -> None:
         self.storage.interrupt(self.context.holder)
@@ -289,6 +319,20 @@ class MemoryBroker(Broker):
 
     def dead_letters(self, queue: str, limit: int = 100) -> list[DeadLetter]:
         return list(self.storage.dead_letters(queue, limit))
+
+    def dead_letter(self, queue: str, id: str) -> DeadLetter | None:
+        found: DeadLetter | None = self.storage.dead_letter(queue, id)
+        return found
+
+    def replay_dead(self, queue: str, ids: Sequence[str] | None = None) -> int:
+        return int(self.storage.exhume(queue, ids, True))
+
+    def drop_dead(self, queue: str, ids: Sequence[str] | None = None) -> int:
+        return int(self.storage.exhume(queue, ids, False))
+
+    def consume(self, queues: Sequence[QueueSpec]) -> None:
+        self.names = [queue.name for queue in queues]
+        super().consume(queues)
 
     def close(self) -> None:
         if self.storage is not None:

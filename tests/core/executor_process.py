@@ -31,18 +31,22 @@ def run_payload(tag: int, raw: bytes, *, hard: float = 0.0, soft: float = 0.0, q
 
 
 class ExecutorProcess:
-    """An exec'ed executor with one slot.
+    """An exec'ed executor.
 
-    :param change: code that runs in it first, with `e` for the module `kernel_worker.executor`: for its constants.
+    :param slots: how many it has; more than one needs a runtime that has them (`start(runtime=...)`).
+    :param change: code that runs in it first, with the modules `executor`, `minder` and `reporting` of the kernel at hand: for
+        their constants.
     """
 
-    def __init__(self, change: str = "") -> None:
+    def __init__(self, change: str = "", slots: int = 1) -> None:
         ours, theirs = socket.socketpair()
-        self.board = Board.create(1)
+        self.board = Board.create(slots)
         fds = (theirs.fileno(), self.board.fd)
-        command = python_command("kernel_worker.executor:process_main", *fds, 1)
+        command = python_command("kernel_worker.executor_main:process_main", *fds, slots)
         if change:
-            command[3] = f"import kernel_worker.executor as e; {change}; e.process_main()"
+            command[3] = (
+                f"from kernel_worker import executor, executor_main, minder, reporting; {change}; executor_main.process_main()"
+            )
         self.process = subprocess.Popen(
             command,
             pass_fds=fds,
@@ -93,12 +97,16 @@ class ExecutorProcess:
 
     def frame(self, *kinds: Frame) -> bytes:
         """The payload of the next frame of one of these kinds; others before it are kept."""
+        return self.next_frame(*kinds)[1]
+
+    def next_frame(self, *kinds: Frame) -> tuple[int, bytes]:
+        """Kind and payload of the next frame of one of these kinds; others before it are kept."""
         deadline = time.monotonic() + WITHIN_S
         while True:
             for index, (kind, payload) in enumerate(self._frames):
                 if kind in kinds:
                     del self._frames[index]
-                    return payload
+                    return kind, payload
             try:
                 assert self.frames(max(0.0, deadline - time.monotonic())), f"no {kinds} came, only {self._frames}"
             except ChannelClosed:
@@ -114,6 +122,21 @@ class ExecutorProcess:
     def ended(self) -> dict[str, Any]:
         """The next ENDED."""
         return json.loads(self.frame(Frame.ENDED))  # type: ignore[no-any-return]
+
+    def ends(self) -> dict[int, str]:
+        """What is told next of any requests: their errors by tag, "" for those that succeeded or were given back."""
+        assert self._frames or self.frames(WITHIN_S)
+        ends: dict[int, str] = {}
+        for kind, payload in self._frames:
+            if kind == Frame.DONE:
+                ends |= {tag: "" for tag, _, _ in DONE_RECORD.iter_unpack(payload)}
+            elif kind == Frame.ENDED:
+                value = json.loads(payload)
+                ends[value["tag"]] = value["error"]
+            elif kind == Frame.RETURNED:
+                ends |= dict.fromkeys(json.loads(payload), "")
+        self._frames.clear()
+        return ends
 
     def reported(self, within_s: float) -> bool:
         """Whether an outcome was reported, or is within that time."""
@@ -174,9 +197,9 @@ class SharedExecutors:
 
 
 @contextmanager
-def executor_process(*, change: str = "", **options: Any) -> Iterator[ExecutorProcess]:
+def executor_process(*, change: str = "", slots: int = 1, **options: Any) -> Iterator[ExecutorProcess]:
     """An executor that is up; see `toy_app.hello` for the options."""
-    executor = ExecutorProcess(change)
+    executor = ExecutorProcess(change, slots)
     try:
         executor.start(**options)
         yield executor

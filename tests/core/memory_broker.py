@@ -30,6 +30,7 @@ class MemoryBroker(Broker):
         self.parked: list[tuple[float, bytes]] = []
         self.dead: list[DeadLetter] = []
         self.acked: list[str] = []
+        self.marked: list[int] = []
         self.away: str = ""
         """While not empty every call fails with this text."""
         self.offences: list[str] = []
@@ -139,6 +140,9 @@ class MemoryBroker(Broker):
         """A place for a test to interfere."""
 
     def _settle(self, settlement: Settlement) -> None:
+        if settlement.verdict is Verdict.MARK:
+            self.marked.append(settlement.delivery.receipt)
+            return
         raw = self.reserved.pop(settlement.delivery.receipt, None)
         if raw is None:
             return
@@ -151,9 +155,10 @@ class MemoryBroker(Broker):
         else:
             self.dead.append(DeadLetter(str(len(self.dead)), "celery", raw, settlement.reason, time.time()))
 
-    def renew(self, held: Sequence[Delivery]) -> None:
+    def renew(self, held: Sequence[Delivery]) -> Sequence[Delivery] | None:
         with self._call("renew", same_thread="settle"):
             self.renewals.append(list(held))
+        return None
 
     def interrupt(self) -> None:
         with self._condition:

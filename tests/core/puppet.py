@@ -159,20 +159,29 @@ class Stage:
     """A dispatcher and a supervisor on a loop that the test turns; the broker is two lists."""
 
     def __init__(
-        self, executors: int = 1, *, up: bool = True, tasks: Mapping[str, TaskInfo] = TASKS, **options: Any
+        self,
+        executors: int = 1,
+        *,
+        slots: int = 1,
+        up: bool = True,
+        tasks: Mapping[str, TaskInfo] = TASKS,
+        **options: Any,
     ) -> None:
         self.loop = Loop()
         self.bus = Bus()
         self.supervisor = Supervisor(self.loop)
         self.dispatcher = Dispatcher(self.loop, self.supervisor, self.bus, **options)
         self.settlements: list[Settlement] = []
+        self.marks: list[Settlement] = []
+        """What waits to be counted; `count_marks` does it."""
         self.allowances: list[tuple[int, int]] = []
         self.dispatcher.settle_batch = self.settlements.extend
+        self.dispatcher.mark = self.marks.extend
         self.dispatcher.allow = lambda total, batch: self.allowances.append((total, batch))
         self.spawner = PuppetSpawner(self.loop, self.supervisor, tasks)
         self.supervisor.start_loading(self.spawner, hello())
         self.dispatcher.begin(tasks)
-        self.supervisor.resize(Layout(executors, 1))
+        self.supervisor.resize(Layout(executors, slots))
         if up:
             for puppet in self.puppets:
                 puppet.come_up()
@@ -191,6 +200,13 @@ class Stage:
         """A batch from the broker, and the turns it needs."""
         self.loop.post(self.dispatcher.on_deliveries, list(deliveries))
         self.turn()
+
+    def count_marks(self) -> list[str]:
+        """Do what the broker does with marks; the ids of the tasks."""
+        marks, self.marks[:] = list(self.marks), []
+        self.loop.post(self.dispatcher.on_marked, marks)
+        self.turn()
+        return [mark.delivery.headers["id"] for mark in marks]
 
     def learn(self, task: str, runtime: float, puppet: int = 0) -> None:
         """Have a task measured: one run of it, on an idle executor."""
@@ -219,11 +235,26 @@ class Stage:
 
 
 def delivery(
-    task: str = "short", task_id: str = "a", *, queue: str = "celery", attempts: int = 0, **headers: Any
+    task: str = "short",
+    task_id: str = "a",
+    *,
+    queue: str = "celery",
+    attempts: int = 0,
+    recovered: bool = False,
+    returns: int = 0,
+    **headers: Any,
 ) -> Delivery:
     """A delivery of a well-formed message; `headers` over those a client writes."""
     raw = envelope(task, task_id=task_id, queue=queue, headers=headers)
-    return Delivery(queue, raw, json.loads(raw)["headers"], receipt=task_id, attempts=attempts)
+    return Delivery(
+        queue,
+        raw,
+        json.loads(raw)["headers"],
+        receipt=task_id,
+        attempts=attempts,
+        recovered=recovered,
+        returns=returns,
+    )
 
 
 def deliveries(task: str, task_ids: Iterable[object]) -> list[Delivery]:

@@ -13,9 +13,10 @@ import pytest
 from kernel_worker.broker_host import BrokerHost
 from kernel_worker.drivers import BrokerContext
 from kernel_worker.errors import BrokerRefused, BrokerUnavailable
+from kernel_worker.lease import clock
 from kernel_worker.loop import Loop
 from kernel_worker.testing import envelope
-from kernel_worker.types import Delivery, QueueSpec, Settlement, Verdict
+from kernel_worker.types import BrokerCapability, Delivery, QueueSpec, Settlement, Verdict
 
 from .memory_broker import MemoryBroker
 
@@ -31,6 +32,11 @@ class Host:
         self.delivered: list[Delivery] = []
         self.events: list[str] = []
         self.held: list[Delivery] = []
+        self.marked: list[Settlement] = []
+        self.renewed: list[float] = []
+        self.lost: list[Delivery] = []
+        self.on_renewed: Callable[[], object] = lambda: None
+        self.on_lost: Callable[[], object] = lambda: None
         self.host = BrokerHost(
             self.loop,
             broker,
@@ -39,7 +45,18 @@ class Host:
             held=lambda: self.held,
             on_up=lambda: self.events.append("up"),
             on_down=lambda error: self.events.append(f"down: {error}"),
+            on_marked=self.marked.extend,
+            on_renewed=self._renewed,
+            on_lost=self._lost,
         )
+
+    def _renewed(self, held_until: float) -> None:
+        self.renewed.append(held_until)
+        self.on_renewed()
+
+    def _lost(self, deliveries: list[Delivery]) -> None:
+        self.lost += deliveries
+        self.on_lost()
 
     def until(self, condition: Callable[[], object]) -> None:
         deadline = time.monotonic() + WITHIN_S
@@ -627,3 +644,195 @@ def test_stop_settles_everything_that_was_handed_over_although_a_call_is_slow(br
     host.loop.close()
 
     assert broker.acked == ["0", "1", "2", "3", "4"]
+
+
+# -- marks
+
+
+def test_marks_are_told_when_the_broker_has_counted_them(broker: MemoryBroker) -> None:
+    host = Host(broker)
+    broker.put(*messages("a", "b"))
+    host.connect()
+    host.host.allow(2, 2)
+    host.until(lambda: len(host.delivered) == 2)
+
+    broker.go_away()
+    host.host.mark([Settlement(host.delivered[0], Verdict.MARK)])
+    host.ack(host.delivered[1])
+    host.loop.turn(0.02)
+    told_while_away = list(host.marked)
+    broker.come_back()
+    host.until(lambda: host.marked)
+    host.stop()
+    host.loop.close()
+
+    assert told_while_away == []
+    assert [mark.delivery for mark in host.marked] == [host.delivered[0]]
+    assert broker.marked == [host.delivered[0].receipt]
+
+
+# -- the lease
+
+
+class LeasedBroker(MemoryBroker):
+    """One that loses messages of holders that are late."""
+
+    capabilities = MemoryBroker.capabilities | {BrokerCapability.LEASE}
+
+    def __init__(self, lease_s: float, lost: list[Delivery] | None) -> None:
+        super().__init__(BrokerContext("memory://", lease_s=lease_s))
+        self.lost = lost
+
+    def renew(self, held: Sequence[Delivery]) -> Sequence[Delivery] | None:
+        super().renew(held)
+        return self.lost
+
+
+def _leased(lost: list[Delivery] | None, lease_s: float = 0.3) -> tuple[Host, LeasedBroker]:
+    broker = LeasedBroker(lease_s, lost)
+    host = Host(broker)
+    broker.put(*messages("a", "b"))
+    host.connect()
+    host.host.allow(2, 2)
+    host.until(lambda: len(host.delivered) == 2)
+    host.held = list(host.delivered)
+    return host, broker
+
+
+def test_each_renewal_tells_until_when_messages_are_held() -> None:
+    host, _ = _leased([])
+
+    host.until(lambda: len(host.renewed) >= 3)
+    now = clock()
+    host.stop()
+    host.loop.close()
+
+    assert host.renewed == sorted(host.renewed)
+    assert now < host.renewed[-1] <= now + 0.3
+    assert host.lost == []
+
+
+def test_what_the_broker_says_is_lost_is_told_before_the_lease_counts_again() -> None:
+    host, broker = _leased([])
+    order: list[str] = []
+    host.on_renewed = lambda: order.append("renewed")
+    host.on_lost = lambda: order.append("lost")
+
+    broker.lost = [host.delivered[1]]
+    host.until(lambda: host.lost)
+    host.until(lambda: order[-1] == "renewed")
+    host.stop()
+    host.loop.close()
+
+    assert host.lost[0] is host.delivered[1]
+    assert order[order.index("lost") :][:2] == ["lost", "renewed"]
+
+
+@pytest.mark.parametrize("away_s", [0.0, 0.5])
+def test_where_the_broker_cannot_tell_all_is_lost_with_the_lease_and_nothing_before(away_s: float) -> None:
+    host, broker = _leased(None)
+
+    broker.go_away()
+    begun = time.monotonic()
+    host.until(lambda: not host.host.connected and time.monotonic() - begun >= away_s)
+    broker.come_back()
+    renewals = len(host.renewed)
+    host.until(lambda: len(host.renewed) > renewals)
+    host.stop()
+    host.loop.close()
+
+    assert host.lost == (host.delivered if away_s else [])
+
+
+def test_after_an_outage_longer_than_the_lease_it_is_renewed_at_once() -> None:
+    """Not a third of the lease later: until then the executors store nothing."""
+    host, broker = _leased([], lease_s=2.0)
+
+    host.host.lease.held_until = clock() - 1.0
+    broker.go_away()
+    host.until(lambda: not host.host.connected)
+    broker.come_back()
+    begun = time.monotonic()
+    host.until(lambda: host.host.lease.held_until > clock())
+    took = time.monotonic() - begun
+    host.stop()
+    host.loop.close()
+
+    assert took < 0.4
+
+
+def test_a_broker_without_leases_is_asked_after_each_connect_what_was_lost(
+    broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cause: what ran when an AMQP connection was lost ran to its end beside its second run, and stored its result."""
+    monkeypatch.setattr("kernel_worker.broker_host.BACKOFF_FIRST_S", 0.004)
+    host = Host(broker)
+    broker.put(*messages("a"))
+    host.connect()
+    host.host.allow(2, 1)
+    host.until(lambda: host.delivered)
+    host.held = list(host.delivered)
+    monkeypatch.setattr(broker, "renew", list)
+
+    broker.go_away()
+    host.until(lambda: not host.host.connected)
+    host.until(lambda: host.renewed[-1] <= clock())  # its executors store nothing
+    broker.come_back()
+    host.until(lambda: host.lost)
+    host.until(lambda: host.renewed[-1] > clock())
+    host.stop()
+    host.loop.close()
+
+    assert host.lost == host.delivered
+
+
+def test_a_silent_connection_is_looked_for_more_often_than_a_long_lease_asks_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("kernel_worker.broker_host.RENEW_S", 0.02)
+    host, broker = _leased([], lease_s=3600.0)
+
+    host.until(lambda: len(broker.renewals) >= 3)
+    host.stop()
+    host.loop.close()
+
+
+def test_a_broker_without_leases_never_loses_any(broker: MemoryBroker) -> None:
+    host = Host(broker)
+    host.connect()
+
+    assert not host.host.lease.is_over
+    host.host.lease.renewed(0.0)
+    assert not host.host.lease.is_over
+    host.stop()
+    host.loop.close()
+
+
+# -- calls that do not come back
+
+
+def test_a_call_that_does_not_come_back_is_told_once_and_so_is_its_end(
+    broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Cause: a half-open connection held the settle thread, and nobody noticed until everything ran twice."""
+    monkeypatch.setattr("kernel_worker.broker_host.HANG_S", 0.1)
+    monkeypatch.setattr("kernel_worker.broker_host.WATCH_S", 0.02)
+    host = Host(broker)
+    broker.put(*messages("a"))
+    host.connect()
+    host.host.allow(1, 1)
+    host.until(lambda: host.delivered)
+    gate = threading.Event()
+    broker.on_settle = lambda batch: gate.wait(WITHIN_S)  # type: ignore[method-assign]
+
+    host.ack(*host.delivered)
+    host.until(lambda: host.host.hangs)
+    hanging = host.host.hangs
+    gate.set()
+    host.until(lambda: not host.host.hangs)
+    host.stop()
+    host.loop.close()
+
+    assert hanging == "settle"
+    assert host.events == ["up", "down: the driver has not come back from 'settle' for 0.1 s", "up"]
+    assert broker.acked == ["a"]

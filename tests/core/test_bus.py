@@ -66,3 +66,27 @@ def test_every_kind_has_its_own_place(kind: Kind) -> None:
     bus.freeze()
 
     assert [len(subscribers) for subscribers in bus.subscribers] == [int(each is kind) for each in Kind]
+
+
+def test_an_attached_subscription_is_told_until_it_is_detached() -> None:
+    bus = Bus()
+    heard: list[object] = []
+    bus.on(Kind.STARTED, lambda request, outcome: heard.append(("first", request)))
+    bus.freeze()
+
+    detach = bus.attach({Kind.STARTED: lambda request, outcome: heard.append(("attached", request))})
+    bus.emit(Kind.STARTED, 1)
+    detach()
+    detach()
+    bus.emit(Kind.STARTED, 2)
+
+    assert heard == [("first", 1), ("attached", 1), ("first", 2)]
+
+
+def test_nothing_is_left_of_a_detached_subscription() -> None:
+    bus = Bus()
+    bus.freeze()
+
+    bus.attach(dict.fromkeys(Kind, lambda request, outcome: None))()
+
+    assert bus.subscribers == ((),) * len(Kind)

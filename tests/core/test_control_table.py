@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kernel_worker.control import ControlTable
+from kernel_worker.control import ControlTable, Pending, control_command
 from kernel_worker.drivers import ControlCommand, Permission
 from kernel_worker.errors import PluginError
 
@@ -130,3 +130,57 @@ def test_a_slow_command_is_reported(caplog: pytest.LogCaptureFixture) -> None:
         table.call("ctx", "slow", {})
 
     assert "command slow took" in caplog.text
+
+
+def test_a_missing_argument_is_named() -> None:
+    assert _table().call(None, "refusing", {}) == {"error": "refusing needs the argument 'seconds'"}
+
+
+def test_null_stands_for_an_optional_argument_left_out_and_for_nothing_else() -> None:
+    table = ControlTable()
+    table.add([ControlCommand("limit", lambda context, task, soft=None: soft, arguments={"task": str, "soft": float})])
+
+    assert table.call(None, "limit", {"task": "x", "soft": None}) is None
+    assert "task must be str" in table.call(None, "limit", {"task": None})["error"]
+
+
+@pytest.mark.parametrize("value", [None, 1, "x", [1], {"a": 1}, True])
+def test_object_takes_anything(value: Any) -> None:
+    table = ControlTable()
+    table.add([ControlCommand("take", lambda context, value: {"got": value}, arguments={"value": object})])
+
+    assert table.call(None, "take", {"value": value}) == {"got": value}
+
+
+def test_a_table_without_permission_obeys_nothing() -> None:
+    table = ControlTable(None)
+    table.add(COMMANDS)
+
+    assert "permission" in table.call(None, "echo", {})["error"]
+
+
+def test_the_decorator_takes_name_and_help_from_the_function() -> None:
+    @control_command(permission=Permission.OPERATE, args={"n": int}, aliases=["more"])
+    def grow(context: Any, n: int = 1) -> int:
+        """Make it larger.
+
+        By so many.
+        """
+        return n + 1
+
+    assert (grow.name, grow.help, grow.aliases) == ("grow", "Make it larger.", ("more",))
+    table = ControlTable(Permission.OPERATE)
+    table.add([grow])
+    assert table.call(None, "more", {"n": 2}) == 3
+
+
+def test_a_pending_reply_reaches_who_waits_whichever_comes_first() -> None:
+    early, late, got = Pending(), Pending(), []
+
+    early.done(1)
+    early.then(got.append)
+    late.then(got.append)
+    late.done(2)
+    late.done(3)
+
+    assert got == [1, 2]

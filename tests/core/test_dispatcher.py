@@ -120,7 +120,7 @@ def test_only_task_and_id_are_required(stage: Stage) -> None:
 
 def test_an_unknown_task_is_concluded_in_an_executor_and_dead_afterwards(stage: Stage) -> None:
     """Its result (NotRegistered) is stored first, and only an executor has the result backend."""
-    unknown = delivery("no.such", "u")
+    unknown = delivery("no.such", "u", returns=5)
 
     stage.deliver(unknown)
     given = stage.puppets[0].ids
@@ -137,7 +137,7 @@ def test_a_million_different_unknown_names_leave_nothing_behind(stage: Stage) ->
     """Cause: the run time of every name was remembered, those of conclusions too, so that anyone who may send
     could fill the worker's memory."""
     for number in range(50):
-        stage.deliver(delivery(f"no.such.{number}", "u"))
+        stage.deliver(delivery(f"no.such.{number}", "u", returns=5))
         stage.puppets[0].end("UNKNOWN:u", OutcomeKind.UNKNOWN, "no.such")
         stage.turn()
 
@@ -466,6 +466,26 @@ def test_an_executor_that_gives_back_while_the_result_store_is_away_is_not_left_
     stage.turn()
 
     assert stage.puppets[0].ids == ["a", "b", "c"]
+
+
+def test_an_executor_that_keeps_as_many_unstored_ends_as_it_may_gets_nothing_more(
+    make_stage: MakeStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cause: it was given what it took no longer, and that waited for the store though others were idle."""
+    monkeypatch.setattr("kernel_worker.dispatcher.MAX_UNSTORED", 1)
+    stage = make_stage(2)
+    stage.deliver(*deliveries("long", "ab"))
+
+    stage.puppets[0].tell_unstored(1)
+    stage.puppets[1].succeed("b")
+    stage.deliver(*deliveries("long", "cd"))
+    held = [list(puppet.ids) for puppet in stage.puppets]
+    stage.puppets[0].tell_unstored(0)
+    stage.puppets[0].succeed("a")
+    stage.turn()
+
+    assert held == [["a"], ["c"]]
+    assert stage.puppets[0].ids == ["d"]
 
 
 @pytest.mark.parametrize("count", [-5, 99])

@@ -285,7 +285,7 @@ class _Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> _Clock:
     clock = _Clock()
-    for module in ("dispatcher", "loop", "supervisor"):
+    for module in ("dispatcher", "loop", "prefetch", "supervisor"):
         monkeypatch.setattr(f"kernel_worker.{module}.time", clock)
     return clock
 
@@ -508,7 +508,7 @@ def test_a_request_cancelled_by_the_kernel_is_put_back_uncounted(stage: Stage) -
 
 
 def test_abandon_settles_what_nobody_can_conclude_any_more(stage: Stage) -> None:
-    stage.deliver(delivery(task_id="poison", attempts=2), delivery("no.such", "unknown"))
+    stage.deliver(delivery(task_id="poison", attempts=2), delivery("no.such", "unknown", returns=5))
     stage.puppets[0].start("poison")
     stage.supervisor.close()
     stage.dispatcher.close()

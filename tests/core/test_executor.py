@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from kernel_worker.executor import FLUSH_EVERY, LONG_TASK_S
+from kernel_worker.minder import LONG_TASK_S
+from kernel_worker.reporting import FLUSH_EVERY
 from kernel_worker.testing import Ledger, eventually
 from kernel_worker.types import OutcomeKind
 from kernel_worker.wire import DONE_RECORD, Frame, pack, pack_json
@@ -210,6 +211,23 @@ def test_a_success_is_a_record_and_a_failure_has_words(executor: ExecutorProcess
     assert ended["runtime"] > 0
 
 
+def test_what_was_returned_or_raised_is_told_only_while_somebody_listens(fresh: ExecutorProcess) -> None:
+    fresh.run(1, "toy.shown", False)
+    silent = fresh.done()
+    fresh.order(Frame.VERBOSE, True)
+    fresh.run(2, "toy.shown", False)
+    success = fresh.ended()
+    fresh.run(3, "toy.shown", True)
+    failure = fresh.ended()
+    fresh.channel.send(pack_json(Frame.VERBOSE, False))
+    fresh.run(4, "toy.shown", False)
+
+    assert silent == [1]
+    assert (success["kind"], success["shown"], success["traceback"]) == (OutcomeKind.SUCCESS, "'value'", "")
+    assert (failure["kind"], failure["shown"], failure["traceback"]) == (OutcomeKind.FAILURE, "E('x')", "Traceback")
+    assert fresh.done() == [4]
+
+
 def test_an_error_text_that_no_terminal_and_no_broker_takes_is_mended(executor: ExecutorProcess) -> None:
     """Cause: half a surrogate pair in an exception's text went into the reason of a dead letter; encoding it failed in
     the broker driver, which could then never settle that batch."""
@@ -396,8 +414,9 @@ def test_an_absent_result_backend_is_asked_with_back_off_and_not_per_job(
 
 
 def test_a_full_buffer_of_unstored_outcomes_stops_the_executor_from_taking_more(results: Path) -> None:
+    """Cause of the second half: what it had been given waited there for the store, while other executors were idle."""
     Path(f"{results}.away").touch()
-    with executor_process(change="e.MAX_UNSTORED = 20", results=results) as storing:
+    with executor_process(change="reporting.MAX_UNSTORED = 20", results=results) as storing:
         for tag in range(1, 61):
             storing.run(tag, "toy.add", tag, 0)
             if tag <= 20:
@@ -405,9 +424,12 @@ def test_a_full_buffer_of_unstored_outcomes_stops_the_executor_from_taking_more(
         full = storing.board.last_started(0)
         storing.frames(0.15)
         still = storing.board.last_started(0)
+        returned: list[int] = []
+        while len(returned) < 60 - still:
+            returned += json.loads(storing.frame(Frame.RETURNED))
         Path(f"{results}.away").unlink()
 
-        assert sorted(storing.done(60)) == list(range(1, 61))
+        assert sorted(storing.done(still)) + sorted(returned) == list(range(1, 61))
     assert full <= still <= 21
 
 
@@ -528,7 +550,7 @@ def test_a_cancelled_task_gets_the_hard_limit_error(executor: ExecutorProcess, l
     executor.order(Frame.CANCEL, {"tag": 1, "error": "time_limit", "value": 30})
 
     ended = executor.ended()
-    assert (ended["kind"], ended["error"]) == (OutcomeKind.FAILURE, "HardLimit")
+    assert (ended["kind"], ended["error"]) == (OutcomeKind.TIMEOUT, "HardLimit")
 
 
 def test_a_cancel_for_another_task_does_nothing(executor: ExecutorProcess, ledger: Ledger, gate: Path) -> None:
@@ -542,14 +564,12 @@ def test_a_cancel_for_another_task_does_nothing(executor: ExecutorProcess, ledge
     assert executor.done() == [2]
 
 
-SLOW_WAKE = (
-    "import time; w = e.Executor._wake_minder; e.Executor._wake_minder = lambda self: (w(self), time.sleep(0.01))"
-)
+SLOW_WAKE = "import time; w = minder.Minder.wake; minder.Minder.wake = lambda self: (w(self), time.sleep(0.01))"
 
 
 @pytest.mark.parametrize(
     ("change", "count"),
-    [("pass", 600), ("e.MINDER_IDLE_S = 0.0", 300), (f"e.MINDER_IDLE_S = 0.0; {SLOW_WAKE}", 30)],
+    [("pass", 600), ("minder.MINDER_IDLE_S = 0.0", 300), (f"minder.MINDER_IDLE_S = 0.0; {SLOW_WAKE}", 30)],
     ids=["minder awake", "minder woken by each task", "minder woken slowly"],
 )
 def test_soft_limits_that_pass_as_tasks_end_hit_no_other_task_and_no_executor(change: str, count: int) -> None:
@@ -570,16 +590,7 @@ def _limits_at_every_moment(executor: ExecutorProcess, count: int) -> None:
         executor.channel.send(b"".join(frames))
         ends: dict[int, str] = {}
         while len(ends) < 30:
-            executor.frames(5.0)
-            for kind, payload in executor._frames:
-                if kind == Frame.DONE:
-                    ends |= {tag: "" for tag, _, _ in DONE_RECORD.iter_unpack(payload)}
-                elif kind == Frame.ENDED:
-                    value = json.loads(payload)
-                    ends[value["tag"]] = value["error"]
-                elif kind == Frame.RETURNED:
-                    ends |= dict.fromkeys(json.loads(payload), "")
-            executor._frames.clear()
+            ends |= executor.ends()
         assert {error for tag, error in ends.items() if tag % 3 != 1} == {""}
         assert {error for tag, error in ends.items() if tag % 3 == 1} <= {"", "SoftLimit"}
 
@@ -587,7 +598,7 @@ def _limits_at_every_moment(executor: ExecutorProcess, count: int) -> None:
 def test_a_limit_that_passes_while_an_error_is_noted_is_too_late() -> None:
     """Cause: the task counted as running until its error was noted, so a limit could be raised in the middle of that,
     which nothing caught: the process ended."""
-    slow = "import time; w = e.Executor._escaped; e.Executor._escaped = lambda *a: (time.sleep(0.05), w(*a))[1]"
+    slow = "import time; w = executor.Executor.escaped; executor.Executor.escaped = lambda *a: (time.sleep(0.05), w(*a))[1]"
     with executor_process(change=slow) as executor:
         executor.run(1, "toy.escape", soft=0.02)
         ended = executor.ended()
@@ -649,7 +660,7 @@ def test_signals_for_the_process_group_do_not_end_an_executor(executor: Executor
 
 def test_a_program_that_a_task_starts_can_be_terminated(tmp_path: Path) -> None:
     """Cause to guard against: ignored signals are inherited by programs, handlers are not."""
-    code = "import signal, sys; from kernel_worker.executor import ignore_group_signals; ignore_group_signals();"
+    code = "import signal, sys; from kernel_worker.executor_main import ignore_group_signals; ignore_group_signals();"
     code += "import subprocess; p = subprocess.Popen(['cat'], stdin=subprocess.PIPE); p.terminate(); sys.exit(p.wait(5) != -15)"
 
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kernel_worker.dispatcher import MAX_HELD
+from kernel_worker.prefetch import MAX_HELD
 from kernel_worker.types import Verdict
 
 from .puppet import Stage, deliveries, delivery
@@ -32,7 +32,7 @@ class _Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> _Clock:
     clock = _Clock()
-    for module in ("dispatcher", "loop", "supervisor"):
+    for module in ("dispatcher", "loop", "prefetch", "supervisor"):
         monkeypatch.setattr(f"kernel_worker.{module}.time", clock)
     return clock
 

@@ -246,7 +246,7 @@ def test_broker_is_chosen_by_scheme(registry: Registry, url: str, distribution: 
             None,
             "sqs://k:hunter2@",
             "no broker named 'sqs' is installed (have: redis, rediss, sqlite)",
-            "pip install kernel-broker-kombu",
+            "pip install 'kernel-broker-kombu[sqs]'",
         ),
         (
             None,

@@ -400,3 +400,56 @@ def test_a_plugin_that_raises_when_it_hears_of_a_death_does_not_keep_the_place_e
     stage.turn()
 
     assert _alive(stage) == [2, 3]
+
+
+# -- executors that end of nothing
+
+
+def test_executors_that_end_as_soon_as_they_are_up_are_replaced_ever_later(
+    make_stage: MakeStage, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Cause: one that had come up was replaced at once, whatever it had done: two a second were forked, for ever."""
+    stage = make_stage()
+    delays = []
+    stage.supervisor._restart_later = delays.append  # type: ignore[method-assign]
+    for _ in range(8):
+        stage.puppets[-1].die()
+        stage.turn()
+        if delays:
+            stage.supervisor._restart()
+        stage.puppets[-1].come_up()
+        stage.turn()
+
+    assert delays == [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
+    assert stage.supervisor.failure is None
+    assert "end as soon as they are up" in caplog.text
+
+
+def test_an_executor_that_has_run_something_is_replaced_at_once_however_young(make_stage: MakeStage) -> None:
+    stage = make_stage()
+    for number in range(4):
+        stage.deliver(delivery(task_id=str(number)))
+        stage.puppets[-1].start(stage.puppets[-1].ids[0])
+        stage.puppets[-1].die()
+        stage.turn()
+        stage.puppets[-1].come_up()
+        stage.turn()
+
+    assert len(stage.puppets) == 5
+
+
+def test_a_resize_that_the_system_refuses_is_tried_again(
+    make_stage: MakeStage, quick_restarts: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = make_stage()
+
+    with monkeypatch.context() as refusing:
+        refusing.setattr(Board, "create", _refuse)
+        stage.supervisor.resize(Layout(2, 1))
+    stage.loop.run_until(lambda: len(stage.puppets) == 2, time.monotonic() + 5.0)
+
+    assert len(stage.puppets) == 2
+
+
+def _refuse(slots: int) -> Board:
+    raise OSError(errno.EMFILE, "Too many open files")

@@ -27,6 +27,7 @@ LOADER = "tests.core.toy_app:ToyLoader"
 
 Function = Callable[..., Any]
 _functions: dict[str, Function] = {}
+app_of_process: list[LoadedApp] = []
 
 
 class SoftLimit(Exception):
@@ -106,6 +107,16 @@ def end(kind: str, error: str = "", requeue: bool = False, until: float = 0.0) -
 
 
 @task
+def shown(failed: bool) -> Outcome:
+    """End with words for those who listen, or without any when nobody does."""
+    if not app_of_process[0].verbose:
+        return Outcome(OutcomeKind.SUCCESS)
+    if failed:
+        return Outcome(OutcomeKind.FAILURE, error="E", shown="E('x')", traceback="Traceback")
+    return Outcome(OutcomeKind.SUCCESS, shown="'value'")
+
+
+@task
 def exit_at_once(ledger: str, status: int) -> None:
     """Take the process along."""
     Ledger(ledger).note("start")
@@ -133,6 +144,12 @@ def close_descriptors(ledger: str, gate: str = "") -> str:
 def escape() -> None:
     """What `run()` must not let through, and what an executor survives all the same."""
     raise SystemExit("let me out")
+
+
+@task
+def interrupt() -> None:
+    """The same, by another name."""
+    raise KeyboardInterrupt
 
 
 class FileResults:
@@ -175,6 +192,7 @@ class ToyApp(LoadedApp):
         self.info = AppInfo("toy", "toy", infos, settings)
         self._results = FileResults(results_path) if results_path else None
         self._calls: dict[str, Call] = {}
+        app_of_process[:] = [self]
 
     def setup(self, node: str, wrap: Callable[[str, Call], Call]) -> None:
         self._calls = {name: wrap(name, self._compiled(function)) for name, function in _functions.items()}
@@ -246,14 +264,19 @@ nothing = "no application"
 
 
 def hello(
-    *, app: str = TARGET, results: str | Path = "", plugins: Sequence[str] = (), level: str = "WARNING"
+    *,
+    app: str = TARGET,
+    results: str | Path = "",
+    plugins: Sequence[str] = (),
+    level: str = "WARNING",
+    runtime: str = "kernel_worker.executor:BlockingRuntime",
 ) -> dict[str, Any]:
     """A HELLO value for this application.
 
     :param results: file for results; "" = no result backend.
     """
     return {
-        "runtime": "kernel_worker.executor:BlockingRuntime",
+        "runtime": runtime,
         "app": app,
         "loaders": [LOADER],
         "plugins": list(plugins),

@@ -123,7 +123,7 @@ def victim(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         server.start()
         driver, url = RedisBroker, server.url
     arguments = ("run", "-A", "victim", "-b", url, "--result-backend", url, "-c", "2", "-l", "info")
-    worker = WorkerProcess(arguments, cwd=folder)
+    worker = WorkerProcess(arguments, cwd=folder, env={"KW_UNKNOWN_MAX_RETURNS": "0"})
     broker = driver(BrokerContext(url, "test@nowhere"))
     client = App("client", broker_url=url, result_backend=url)
     try:

@@ -65,7 +65,8 @@ def test_queues_and_purge_tell_what_waits_runs_and_is_parked(
 
 
 def test_dead_letters_are_listed_with_their_reason(shop: Path, kw: RunKw, command: Command, url: str) -> None:
-    kw("run", "-A", "shop", "-b", url, "--result-backend", url, "-P", "solo")
+    once = {"KW_UNKNOWN_MAX_RETURNS": "0"}
+    kw("run", "-A", "shop", "-b", url, "--result-backend", url, "-P", "solo", env=once)
     with client(url) as app:
         app.send_task("shop.unheard_of", [1])
         eventually(lambda: sizes(url).dead == 1, within_s=10)
@@ -80,7 +81,9 @@ def test_dead_letters_are_listed_with_their_reason(shop: Path, kw: RunKw, comman
     assert "shop.unheard_of" in table.stdout
 
 
-def test_no_dead_letters_is_no_error(command: Command, sqlite_url: str) -> None:
+def test_no_dead_letters_is_no_error(shop: Path, command: Command, sqlite_url: str) -> None:
+    with client(sqlite_url) as app:
+        app.send_task("shop.add", [1, 2])
     done = command("dead", "ls", "-b", sqlite_url)
 
     assert (done.returncode, done.stdout) == (0, "no dead letters in celery\n")
@@ -96,7 +99,9 @@ def test_plugins_tells_what_is_installed_and_chosen(command: Command) -> None:
     assert found["pools", "solo"] == "available"
     assert found["brokers", "redis"] == "yes"
     assert check.returncode == 0, check.stdout + check.stderr
-    assert [line.split()[0] for line in steps.stdout.splitlines()[2:]] == ["pool", "consumer", "timer"]
+    assert [line.split()[0] for line in steps.stdout.splitlines()[2:]] == [
+        *("pool", "limits", "timer", "events", "consumer", "control", "recycle"),
+    ]
 
 
 def test_report_tells_where_settings_come_from(shop: Path, command: Command) -> None:

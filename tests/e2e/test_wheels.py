@@ -95,6 +95,27 @@ def test_kernel_worker_alone_runs_a_task_on_the_embedded_broker(complete: Enviro
     assert (tmp_path / "kw.db").exists()
 
 
+def test_green_pool_is_one_more_distribution(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Without it, the line that installs it; with it, a worker of a thousand slots."""
+    folder = tmp_path_factory.mktemp("green")
+    environment = Environment(folder / "venv")
+    environment.install_members(wheels, "kernel-worker")
+    (folder / "proj.py").write_text(PROJ)
+    command = [environment.bin / "kw", "run", "-A", "proj", "-P", "gevent", "-c", "1000"]
+    refused = subprocess.run(command, cwd=folder, env=clean_environ(), capture_output=True, text=True, timeout=20)
+
+    environment.install_members(wheels, "kernel-pool-gevent")
+    call = "from proj import add; print(add.delay(2, 40).get(timeout=20))"
+    with worker(environment.bin / "kw", folder, *command[2:]) as process:
+        answer = run([str(environment.bin / "python"), "-c", call], cwd=folder)
+        process.terminate()
+        code = process.wait(20)
+
+    assert refused.returncode == 2
+    assert "pip install kernel-pool-gevent" in refused.stderr
+    assert (answer, code) == ("42\n", 0)
+
+
 def test_environment_holds_nothing_of_the_repository(complete: Environment, tmp_path: Path) -> None:
     show = "import kernel_worker, kernel_app; print(kernel_worker.__file__); print(kernel_app.__file__)"
 

@@ -15,7 +15,9 @@ LEASE_S = 2.0
 OPTIONS = ("run", "-A", MODULE, "--lease", f"{LEASE_S:g}", "-l", "info")
 
 TEXT = '''
+import ctypes
 import os
+import signal
 import time
 
 from kernel_app import App
@@ -33,10 +35,40 @@ def work(self, key, seconds):
     ledger.note("end", id=key)
 
 
+@app.task(ignore_result=True)
+def nothing():
+    pass
+
+
 @app.task
 def echo(value):
     ledger.note("echo", id=value)
     return value
+
+
+@app.task
+def poison(key):
+    """Takes everything in its process group with it, as the system does with a container that has no memory left."""
+    ledger.note("start", id=key)
+    os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+@app.task
+def end_process(key, how):
+    """Ends the process it runs in. The system's OOM killer does it with SIGKILL."""
+    ledger.note("start", id=key)
+    if how == "segfault":
+        ctypes.string_at(0)
+    elif how.startswith("exit"):
+        os._exit(int(how.split()[1]))
+    else:
+        os.kill(os.getpid(), getattr(signal, how))
+
+
+@app.task
+def exhaust(key):
+    ledger.note("start", id=key)
+    return len(bytearray(1 << 60))
 
 
 @app.task(bind=True)
@@ -47,6 +79,16 @@ def hold(self, key):
         time.sleep(0.01)
     ledger.note("end", id=key)
     return key
+
+
+@app.task(bind=True)
+def sign(self, key):
+    """As `hold`, for one worker: returns its name."""
+    ledger.note("start", id=key, node=self.request.hostname)
+    while not os.path.exists("release-" + self.request.hostname):
+        time.sleep(0.01)
+    ledger.note("end", id=key, node=self.request.hostname)
+    return self.request.hostname
 
 
 @app.task(bind=True)

@@ -17,15 +17,24 @@ _RESET = struct.pack("ii", 1, 0)  # SO_LINGER with a time of 0: close() sends RS
 
 
 class Proxy:
-    """Listens on a free loopback port and carries every connection to `port`."""
+    """Listens on a free loopback port and carries every connection to `port`.
 
-    def __init__(self, port: int) -> None:
+    :param only: the faults befall only connections whose client says this first, e.g. its name; all by default.
+    """
+
+    def __init__(self, port: int, only: str = "") -> None:
         self.delay_s = 0.0
         """Added to every piece of data, in both directions."""
+        self.bytes_per_s = 0.0
+        """How much passes each connection and direction; 0 = all there is."""
+        self.chosen = 0
+        """Connections so far that the faults are for."""
+        self._only = only.encode()
         self.accepted = 0
         """Connections so far."""
         self._target = port
         self._open: set[socket.socket] = set()
+        self._others: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._flowing = threading.Event()
         self._flowing.set()
@@ -36,7 +45,8 @@ class Proxy:
     def cut(self) -> int:
         """Reset all connections that are open now; how many there were."""
         with self._lock:
-            cut, self._open = self._open, set()
+            cut = set(self._open)
+            self._open -= cut
         for sock in cut:
             _reset(sock)
         return len(cut) // 2
@@ -56,6 +66,8 @@ class Proxy:
             self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
         self._listener.close()
         self._flowing.set()
+        with self._lock:
+            self._open |= self._others
         self.cut()
 
     def _accept_forever(self) -> None:
@@ -71,23 +83,37 @@ class Proxy:
             except OSError:  # nobody listens there: the client learns the same
                 _reset(client)
                 continue
-            with self._lock:
-                self._open |= {client, server}
-            for source, sink in ((client, server), (server, client)):
-                threading.Thread(target=self._carry, args=(source, sink), name="proxy-pump", daemon=True).start()
+            threading.Thread(target=self._begin, args=(client, server), name="proxy-pump", daemon=True).start()
 
-    def _carry(self, source: socket.socket, sink: socket.socket) -> None:
+    def _begin(self, client: socket.socket, server: socket.socket) -> None:
+        """Find out whether the connection is chosen, by what its client says first, and carry it both ways."""
+        first = b""
+        if self._only:
+            with contextlib.suppress(OSError):
+                first = client.recv(_CHUNK)
+        pair = {client, server}
+        is_chosen = self._only in first
+        with self._lock:
+            (self._open if is_chosen else self._others).update(pair)
+            self.chosen += is_chosen
+        back = threading.Thread(target=self._carry, args=(server, client, is_chosen), name="proxy-pump", daemon=True)
+        back.start()
+        self._carry(client, server, is_chosen, first)
+
+    def _carry(self, source: socket.socket, sink: socket.socket, is_chosen: bool, data: bytes = b"") -> None:
         try:
-            while data := source.recv(_CHUNK):
-                self._flowing.wait()
-                if self.delay_s:
-                    time.sleep(self.delay_s)
+            while data or (data := source.recv(_CHUNK)):
+                if is_chosen:
+                    self._flowing.wait()
+                    time.sleep(self.delay_s + (len(data) / self.bytes_per_s if self.bytes_per_s else 0.0))
                 sink.sendall(data)
+                data = b""
         except OSError:  # cut, or the other side is gone
             pass
         finally:
             with self._lock:
                 self._open -= {source, sink}
+                self._others -= {source, sink}
             for sock in (source, sink):
                 with contextlib.suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)

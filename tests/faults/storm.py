@@ -115,11 +115,13 @@ class Storm:
 
     :param pools: one worker each, with two slots where the pool can.
     :param random_seed: of all choices and moments.
+    :param results: the result backend, where it is not the broker.
     """
 
-    def __init__(self, folder: Path, url: str, pools: list[str], random_seed: int) -> None:
+    def __init__(self, folder: Path, url: str, pools: list[str], random_seed: int, results: str = "") -> None:
         self.folder = folder
         self.url = url
+        self.results = results or url
         self.pools = pools
         self.random = random.Random(random_seed)
         self.ledger = Ledger(folder / "ledger")
@@ -137,7 +139,7 @@ class Storm:
     def _start(self, pool: str) -> WorkerProcess:
         self._births += 1
         name = f"w{self._births}"
-        options = [*OPTIONS, "-l", "error", "-P", pool, "-b", self.url, "-n", name, "--result-backend", self.url]
+        options = [*OPTIONS, "-l", "error", "-P", pool, "-b", self.url, "-n", name, "--result-backend", self.results]
         options += ["-c", "2"] if pool != "solo" else []
         worker = WorkerProcess(options, cwd=self.folder, env={"KW_MAX_DELIVERIES": ALLOWED_DELIVERIES})
         self._nodes[worker.pid] = f"kw@{name}"

@@ -207,6 +207,44 @@ def test_startup_timeout_ends_the_wait_for_a_server(folder: Path, kw: RunKw, sto
     assert not worker.family()
 
 
+@pytest.mark.parametrize("trouble", ["password", "database"])
+def test_startup_timeout_ends_the_wait_for_a_server_that_refuses(
+    folder: Path, kw: RunKw, start_redis: StartRedis, trouble: str
+) -> None:
+    server = start_redis("--requirepass", "right") if trouble == "password" else start_redis()
+    at = f"127.0.0.1:{server.port}"
+    url = f"redis://:canary@{at}/0" if trouble == "password" else f"redis://{at}/99"
+    worker = kw(*OPTIONS, "-b", url, "-c", "1", "--startup-timeout", "1", ready=False)
+
+    assert worker.wait(within_s=10) == EX_UNAVAILABLE
+    assert "gave up after --startup-timeout" in worker.output
+    assert at in worker.output
+    assert "canary" not in worker.output
+    assert "Traceback" not in worker.output
+
+
+@pytest.mark.parametrize("away_s", [3.0, pytest.param(30.0, marks=[pytest.mark.faults, pytest.mark.timeout(180)])])
+def test_store_that_is_away_under_load_costs_no_result_and_no_slot(
+    folder: Path, kw: RunKw, redis_url: str, start_redis: StartRedis, ledger: Ledger, away_s: float
+) -> None:
+    """Fifty tasks a second, of which all have run by the time the store is back."""
+    store = start_redis()
+    worker = kw(*OPTIONS, "-b", redis_url, "--result-backend", store.url, "-c", "2")
+    with client(redis_url, store.url) as app:
+        assert app.send_task(f"{MODULE}.echo", ["before"]).get(timeout=20) == "before"
+        store.stop()
+        sent, begun = [], time.monotonic()
+        while time.monotonic() - begun < away_s:
+            sent.append(app.send_task(f"{MODULE}.echo", [len(sent)]))
+            time.sleep(0.02)
+        eventually(lambda: ledger.count("echo") == len(sent) + 1, within_s=10, message="all to run, before it is back")
+        store.start()
+
+        assert [result.get(timeout=30) for result in sent] == list(range(len(sent)))
+    assert worker.stop() == 0
+    assert ledger.count("echo") == len(sent) + 1
+
+
 def test_results_of_an_outage_of_their_store_all_arrive(
     folder: Path, kw: RunKw, redis_url: str, start_redis: StartRedis, ledger: Ledger
 ) -> None:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .bus import Bus, Kind
-    from .config import Config, Draft, Secret
+    from .config import Config, Draft, Secret, worker_settings
+    from .control import ControlContext, control_command
     from .drivers import (
         AppLoader,
         Broker,
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
         Layout,
         LoadContext,
         LoadedApp,
+        Mailbox,
         Native,
         Permission,
         Pool,
@@ -62,7 +64,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "bus": ("Bus", "Kind"),
-    "config": ("Config", "Draft", "Secret"),
+    "config": ("Config", "Draft", "Secret", "worker_settings"),
+    "control": ("ControlContext", "control_command"),
     "drivers": (
         "AppLoader",
         "Broker",
@@ -72,6 +75,7 @@ _HOMES = {
         "Layout",
         "LoadContext",
         "LoadedApp",
+        "Mailbox",
         "Native",
         "Permission",
         "Pool",
@@ -134,6 +138,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "ControlCommand",
+    "ControlContext",
     "DeadLetter",
     "Delivery",
     "Draft",
@@ -145,6 +150,7 @@ __all__ = [
     "Layout",
     "LoadContext",
     "LoadedApp",
+    "Mailbox",
     "Native",
     "OptionSpec",
     "Outcome",
@@ -168,9 +174,11 @@ __all__ = [
     "UsageError",
     "Verdict",
     "__version__",
+    "control_command",
     "executor_hookimpl",
     "hookimpl",
     "option",
+    "worker_settings",
 ]
 
 

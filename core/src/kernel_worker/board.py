@@ -2,7 +2,8 @@
 
 Imports nothing of the kernel. The executor writes a record when a job starts and when it ends (0.3 µs, no
 system call); the kernel reads it when the executor has died, when a time limit is due and for inspection. So
-no message says "started", and a dead executor's last job is known for certain.
+no message says "started", and a dead executor's last job is known for certain. The other way round the kernel
+writes until when it holds what it has reserved, which executors look at before they store anything.
 """
 
 from __future__ import annotations
@@ -11,9 +12,13 @@ import mmap
 import os
 import struct
 
+from .lease import NEVER, clock
+
 _RECORD = struct.Struct("@QdQ")  # native: aligned fields are written whole; other forms write byte by byte
 """Tag of the last job that started, monotonic time of its start (0 = it has ended), and the tag up to which every
 job of this slot has succeeded with nothing left to store."""
+_HELD = struct.Struct("@d")
+"""Behind the records: the end of the kernel's lease, on `lease.clock`."""
 _END = struct.Struct("@dQ")
 _AT_END = 8
 
@@ -27,7 +32,9 @@ class Board:
 
     def __init__(self, fd: int, slots: int) -> None:
         self.fd = fd
-        self._map = mmap.mmap(fd, max(1, slots) * _RECORD.size)
+        self.slots = slots
+        self._held_at = max(1, slots) * _RECORD.size
+        self._map = mmap.mmap(fd, self._held_at + _HELD.size)
 
     @classmethod
     def create(cls, slots: int) -> Board:
@@ -39,8 +46,20 @@ class Board:
 
             with tempfile.TemporaryFile() as file:
                 fd = os.dup(file.fileno())
-        os.ftruncate(fd, max(1, slots) * _RECORD.size)
-        return cls(fd, slots)
+        os.ftruncate(fd, max(1, slots) * _RECORD.size + _HELD.size)
+        board = cls(fd, slots)
+        board.hold_until(NEVER)
+        return board
+
+    def hold_until(self, held_until: float) -> None:
+        """The kernel's lease was renewed. Kernel process."""
+        _HELD.pack_into(self._map, self._held_at, held_until)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether what this executor runs is still its worker's, as far as the kernel knows. Executor."""
+        held_until: float = _HELD.unpack_from(self._map, self._held_at)[0]
+        return clock() <= held_until
 
     def start(self, slot: int, tag: int, now: float, done: int) -> None:
         """A job starts in a slot. Executor."""

@@ -2,7 +2,8 @@
 
 The driver blocks with deadlines of its own on these two threads, so the loop never waits for a broker. A lost
 connection is mended here, with back-off and jitter, for ever; no boot step is restarted for it. What could
-not be settled is kept and settled again: settling twice is harmless by contract.
+not be settled is kept and settled again: settling twice is harmless by contract. A driver that does not come back
+from a call is told; nothing can end that call, but nothing waits for it, either.
 """
 
 from __future__ import annotations
@@ -12,18 +13,25 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from .drivers import Broker
 from .errors import BrokerRefused, BrokerUnavailable
+from .lease import NEVER, Lease, clock
 from .loop import Loop
-from .types import Delivery, QueueSpec, Settlement
+from .types import BrokerCapability, Delivery, QueueSpec, Settlement, Verdict
 
 log = logging.getLogger("kernel_worker.broker")
 
 FETCH_TIMEOUT_S = 1.0
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MAX_S = 10.0
+HANG_S = 10.0
+"""A call of the driver that takes longer hangs: drivers have deadlines of about 5 s."""
+WATCH_S = 2.5
+RENEW_S = 10.0
+"""Between two renewals at most, however long the lease: they are what notices a settle connection that has gone silent."""
 HELD_BYTES = 64 * 1024 * 1024
 """Bytes of messages to have in one batch at most, by the size of the last ones."""
 
@@ -41,12 +49,20 @@ class BrokerHost:
         held: Callable[[], list[Delivery]],
         on_up: Callable[[], None],
         on_down: Callable[[str], None],
+        on_marked: Callable[[list[Settlement]], None] = lambda marks: None,
+        on_renewed: Callable[[float], None] = lambda held_until: None,
+        on_lost: Callable[[list[Delivery]], None] = lambda deliveries: None,
     ) -> None:
         self.loop = loop
         self.broker = broker
-        self.queues = tuple(queues)
+        self.queues = self._consumed = tuple(queues)
+        self.on_queues_refused: Callable[[], object] = lambda: None
+        """Called when the broker refused a change of queues; `queues` are the old ones again."""
         self.connected = False
         self.last_error = ""
+        self.hangs = ""
+        """The call of the driver that does not come back; "" = none."""
+        self.lease = Lease(broker.context.lease_s if BrokerCapability.LEASE in broker.capabilities else 0.0)
         self.fetching = False
         """Whether the fetch thread runs."""
         self._delivering = False
@@ -56,6 +72,14 @@ class BrokerHost:
         self._held = held
         self._on_up = on_up
         self._on_down = on_down
+        self._on_marked = on_marked
+        self._on_renewed = on_renewed
+        self._on_lost = on_lost
+        self._marking = 0
+        """Settle thread and loop: marks that are handed over and not done; only ever compared with 0."""
+        self._renew_now = False
+        self._calls: dict[str, float] = {}
+        """When each call of the driver that is under way began (monotonic); one entry per thread at most."""
         self._allowed = 0
         self._batch = 1
         self._fetched = 0
@@ -65,6 +89,7 @@ class BrokerHost:
         """Held while connecting and while settling: by contract a driver connects while no other call is under way."""
         self._room = threading.Event()
         self._stop_fetch = threading.Event()
+        self._queues_changed = threading.Event()
         self._usable = threading.Event()
         self._broken = threading.Event()
         self._broken_by = ""
@@ -79,6 +104,7 @@ class BrokerHost:
     def start(self) -> None:
         """Begin to connect; `connected` becomes true some time later."""
         self.fetching = self._settling = self._delivering = True
+        self.loop.call_later(WATCH_S, self._watch)
         self._fetcher.start()
         self._settler.start()
 
@@ -92,6 +118,43 @@ class BrokerHost:
         """Hand a turn's settlements to the settle thread."""
         self._unsettled += 1
         self._outbox.put(batch)
+
+    def mark(self, marks: list[Settlement]) -> None:
+        """Hand marks to the settle thread; `on_marked` gets them back when the broker has counted them."""
+        self._marking += len(marks)
+        self.settle(marks)
+
+    def _marks_settled(self, marks: list[Settlement]) -> None:
+        self._marking -= len(marks)
+        self._on_marked(marks)
+
+    def _watch(self) -> None:
+        """Tell, once, of a call of the driver that does not come back, and that it has come back."""
+        if not self.fetching and not self._settling:
+            return
+        self.loop.call_later(WATCH_S, self._watch)
+        now = time.monotonic()
+        hanging = next((call for call, begun in list(self._calls.items()) if now - begun > HANG_S), "")
+        if hanging == self.hangs:
+            return
+        self.hangs = hanging
+        if hanging:
+            text = f"the driver has not come back from {hanging!r} for {HANG_S:g} s"
+            log.error("%s: is the connection half open?", text, extra={"action": "broker_hangs", "call": hanging})
+            self._on_down(text)
+        else:
+            log.warning("the driver has come back", extra={"action": "broker_back"})
+            if self.connected:
+                self._on_up()
+
+    def change_queues(self, queues: Sequence[QueueSpec]) -> None:
+        """Consume from these queues from now on. They are declared first, on the fetch thread; that it fails is told
+        like any trouble with the broker."""
+        if tuple(queues) != self.queues:
+            self.queues = tuple(queues)
+            self._queues_changed.set()
+            self._room.set()
+            self.broker.interrupt()
 
     @property
     def may_deliver(self) -> bool:
@@ -129,13 +192,13 @@ class BrokerHost:
     def _fetch_forever(self) -> None:
         while not self._stop_fetch.is_set():
             try:
-                with self._connection:
+                with self._connection, self._watched("connect"):
                     self.broker.connect()
                     self.broker.declare(self.queues)
                 self._report_up()
                 self._fetch_until_broken()
             except (BrokerUnavailable, BrokerRefused) as error:
-                self._report_down(str(error))
+                self._report_down(str(error), isinstance(error, BrokerRefused))
                 self._back_off(error)
             except Exception as error:  # a driver's bug must not end fetching in silence
                 log.exception("broker driver failed", extra={"action": "broker_failed"})
@@ -149,6 +212,8 @@ class BrokerHost:
         while not self._stop_fetch.is_set():
             if self._broken.is_set():
                 raise BrokerUnavailable(self._broken_by)
+            if self._queues_changed.is_set():
+                self._take_queues()
             room = self._allowed - self._fetched
             if room < self._batch:
                 self._room.clear()
@@ -156,36 +221,71 @@ class BrokerHost:
                     self._room.wait(FETCH_TIMEOUT_S)
                 continue
             limit = max(1, min(room, int(HELD_BYTES / self._mean_bytes)))
-            deliveries = self.broker.fetch(limit, FETCH_TIMEOUT_S)
+            self._calls["fetch"] = time.monotonic()
+            try:
+                deliveries = self.broker.fetch(limit, FETCH_TIMEOUT_S)
+            finally:
+                del self._calls["fetch"]
             self._delay = BACKOFF_FIRST_S  # not sooner: a broker may let connect, and refuse everything else
             if deliveries:
                 self._fetched += len(deliveries)
                 self._mean_bytes = max(256.0, sum(len(d.raw) for d in deliveries) / len(deliveries))
                 self.loop.post(self._deliver, deliveries)
 
+    def _take_queues(self) -> None:
+        self._queues_changed.clear()
+        queues = self.queues
+        try:
+            self.broker.declare(queues)
+            self.broker.consume(queues)
+            self._consumed = queues
+        except BrokerRefused as error:  # a name or binding that cannot be: what was consumed before goes on
+            log.error("queues stay as they were: %s", error, extra={"action": "queues_refused"})
+            self.queues = self._consumed
+            self.loop.post(self.on_queues_refused)
+
     def _back_off(self, error: Exception) -> None:
         asked = getattr(error, "retry_after", None)
         self._stop_fetch.wait(asked if asked is not None else self._delay * random.uniform(0.5, 1.0))
         self._delay = min(self._delay * 2, BACKOFF_MAX_S)
 
+    @contextmanager
+    def _watched(self, call: str) -> Iterator[None]:
+        self._calls[call] = time.monotonic()
+        try:
+            yield
+        finally:
+            del self._calls[call]
+
     def _report_up(self) -> None:
         self._broken.clear()
         self.connected, self.last_error = True, ""
-        self._usable.set()
         self.loop.post(self._on_up)
+        self._usable.set()
+        if self.lease.held_until == NEVER and not self._fetched:
+            self.lease.renewed(clock())  # nothing is held yet
+            self.loop.post(self._on_renewed, self.lease.held_until)
+        elif self.lease.is_over or not self.lease.seconds:
+            self._renew_now = True
+            self._outbox.put(None)
 
-    def _report_down(self, error: str) -> None:
+    def _report_down(self, error: str, refused: bool = False) -> None:
         first = self.connected or error != self.last_error
+        if self.connected and not self.lease.seconds:
+            # What is held may have ended with the connection. Until the renewal after the next connect has told what
+            # is left of it, the executors store nothing.
+            self.loop.post(self._on_renewed, clock())
         self.connected, self.last_error = False, error
         self._usable.clear()
         if first:  # the same trouble is told once, not at every attempt
-            log.warning("broker is away: %s; trying again", error, extra={"action": "broker_down"})
+            says = "refuses us" if refused else "is away"
+            log.warning("broker %s: %s; trying again", says, error, extra={"action": "broker_down"})
             self.loop.post(self._on_down, error)
 
     # -- settle thread
 
     def _settle_forever(self) -> None:
-        renew_every = self.broker.context.lease_s / 3
+        renew_every = min(self.broker.context.lease_s / 3, RENEW_S)
         renew_at = time.monotonic() + renew_every
         pending: list[Settlement] = []
         counts = 0
@@ -194,6 +294,8 @@ class BrokerHost:
             pending += more
             counts += count
             if pending and self._settle(pending):
+                if self._marking:
+                    self._report_marks(pending)
                 pending = []
                 self.loop.post(self._settled, counts)
                 counts = 0
@@ -201,9 +303,15 @@ class BrokerHost:
                 self._settling = False
                 self.loop.post(self._thread_ended)
                 return
-            if time.monotonic() >= renew_at:
+            if time.monotonic() >= renew_at or self._renew_now:
+                self._renew_now = False
                 renew_at = time.monotonic() + renew_every
                 self._renew()
+
+    def _report_marks(self, settled: list[Settlement]) -> None:
+        marks = [each for each in settled if each.verdict is Verdict.MARK]
+        if marks:
+            self.loop.post(self._marks_settled, marks)
 
     def _collect(self, timeout: float) -> tuple[list[Settlement], int]:
         batch: list[Settlement] = []
@@ -233,7 +341,7 @@ class BrokerHost:
         if self.fetching and not self._usable.wait(1.0):
             return False
         try:
-            with self._connection:
+            with self._connection, self._watched("settle"):
                 self.broker.settle(batch)
             return True
         except BrokerUnavailable as error:
@@ -250,7 +358,7 @@ class BrokerHost:
         failed: list[Settlement] = []
         for settlement in batch:
             try:
-                with self._connection:
+                with self._connection, self._watched("settle"):
                     self.broker.settle([settlement])
             except BrokerUnavailable as error:
                 self._lost_connection(error)
@@ -274,13 +382,23 @@ class BrokerHost:
     def _renew(self) -> None:
         if not self.connected:
             return
+        lease, begun = self.lease, clock()
+        held = self._held()
         try:
-            with self._connection:
-                self.broker.renew(self._held())
+            with self._connection, self._watched("renew"):
+                lost = self.broker.renew(held)
         except (BrokerUnavailable, BrokerRefused) as error:
             self._lost_connection(error)
+            return
         except Exception:  # as above: fetching goes on, the lease may lapse and the messages come back
             log.exception("broker driver failed to renew", extra={"action": "renew_failed"})
+            lost = ()
+        if lost is None and begun > lease.held_until:
+            lost = held  # the driver cannot tell; they may be anybody's
+        if lost:  # told before the executors hear that they may store again
+            self.loop.post(self._on_lost, list(lost))
+        lease.renewed(begun)
+        self.loop.post(self._on_renewed, lease.held_until)
 
     def _lost_connection(self, cause: Exception) -> None:
         """Have the fetch thread connect again."""

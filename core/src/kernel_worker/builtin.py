@@ -14,14 +14,16 @@ from .broker_host import BrokerHost
 from .config import Config
 from .dispatcher import Dispatcher
 from .drivers import BrokerContext
+from .errors import UsageError
 from .hookspecs import hookimpl
 from .loop import Loop
+from .operations import QueueCaps
 from .steps import Bootstep
 from .supervisor import Supervisor
-from .types import BrokerCapability, PoolCapability
+from .types import BrokerCapability, PoolCapability, Settlement, Verdict
 
 if TYPE_CHECKING:
-    from .worker import StepContext
+    from .worker import StepContext, Worker
 
 log = logging.getLogger("kernel_worker.builtin")
 
@@ -84,7 +86,8 @@ class PoolStep(Bootstep):
 
     def start(self, ctx: StepContext) -> Supervisor:
         supervisor = self._supervisor = ctx.worker.supervisor
-        supervisor.start_loading(ctx.worker.make_spawner(), ctx.worker.hello())
+        supervisor.leave_s = ctx.config.worker.grace
+        supervisor.start_loading(ctx.worker.make_spawner(), ctx.worker.hello(), ctx.worker.layout().slots)
         ctx.worker.preload_broker()  # another process is importing the application meanwhile
         ctx.wait(lambda: supervisor.app is not None, "the application to load")
         ctx.worker.adopt_application()
@@ -117,6 +120,12 @@ class ConsumerStep(Bootstep):
         worker = ctx.worker
         options = worker.config.worker
         driver = worker.registry.load_broker(worker.selection, worker.broker_url)
+        if driver.in_process and not worker.layout().inline:
+            raise UsageError(
+                f"broker {worker.broker_url} keeps messages in the worker's own process, and pool {worker.pool_name!r} "
+                "runs tasks in others, which could neither get nor send any",
+                hint="use -P solo, or a broker for several processes, e.g. sqlite:///kw.db",
+            )
         queues = worker.queues()
         broker = driver(
             BrokerContext(
@@ -134,12 +143,14 @@ class ConsumerStep(Bootstep):
             supervisor,
             worker.bus,
             max_deliveries=options.max_deliveries,
+            unknown_max_returns=options.unknown_max_returns,
             multiplier=options.prefetch_multiplier,
             time_limit=options.time_limit,
             soft_time_limit=options.soft_time_limit,
             can_delay=BrokerCapability.DELAY in driver.capabilities,
+            can_mark=BrokerCapability.MARK in driver.capabilities,
             can_kill=PoolCapability.HARD_LIMIT in worker.pool.capabilities,
-            filters=worker.hooks.kw_admission(worker.config),
+            filters=[*_queue_caps(worker), *worker.hooks.kw_admission(worker.config, worker)],
             policy=worker.hooks.kw_settle_policy(worker.config),
             on_up=worker.executor_up,
             on_down=worker.executor_down,
@@ -152,8 +163,11 @@ class ConsumerStep(Bootstep):
             held=dispatcher.held_deliveries,
             on_up=worker.broker_up,
             on_down=worker.broker_down,
+            on_marked=dispatcher.on_marked,
+            on_renewed=supervisor.hold_until,
+            on_lost=dispatcher.fence,
         )
-        dispatcher.settle_batch, dispatcher.allow = host.settle, host.allow
+        dispatcher.settle_batch, dispatcher.mark, dispatcher.allow = host.settle, host.mark, host.allow
         worker.dispatcher, worker.broker_host = dispatcher, host
         host.start()
         ctx.wait(lambda: host.connected, lambda: f"the broker ({host.last_error or 'no answer yet'})")
@@ -188,6 +202,16 @@ class ConsumerStep(Bootstep):
 
     def terminate(self, ctx: StepContext) -> None:
         self.stop(ctx, time.monotonic())
+
+
+def _queue_caps(worker: Worker) -> list[Callable[[Any], Settlement | None]]:
+    """The filter for `-Q name=N`, if any queue is bounded."""
+    if not worker.config.worker.queue_caps:
+        return []
+    caps = QueueCaps(worker.config.worker.queue_caps, worker)
+    return [
+        lambda request: Settlement(request.delivery, Verdict.REQUEUE) if caps.is_full(request.delivery.queue) else None
+    ]
 
 
 @hookimpl(trylast=True)

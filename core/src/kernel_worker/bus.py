@@ -1,13 +1,14 @@
 """Events of requests, for whoever subscribed; costs a tuple look-up when nobody did.
 
-Plugins register at composition (`kw_subscribe`); `freeze` compiles the lists into tuples. Callbacks run
-on the loop thread, once per message. One that raises is logged and goes on being called.
+Plugins register at composition (`kw_subscribe`); `freeze` compiles the lists into tuples. What is switched on and off
+while the worker runs uses `attach`. Callbacks run on the loop thread, once per message. One that raises is logged and
+goes on being called.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import IntEnum
 from typing import Any
 
@@ -51,6 +52,25 @@ class Bus:
         """Compile the subscriptions. Called once, before the first step starts."""
         self.subscribers = tuple(tuple(_guarded(c) for c in callbacks) for callbacks in self._lists)
         self._frozen = True
+
+    def attach(self, callbacks: Mapping[Kind, Subscriber]) -> Callable[[], None]:
+        """Subscribe while the worker runs. Loop thread, after `freeze`.
+
+        :return: ends the subscription; may be called more than once.
+        """
+        added = {kind: _guarded(callback) for kind, callback in callbacks.items()}
+        self.subscribers = tuple(
+            (*known, added[kind]) if kind in added else known
+            for kind, known in zip(Kind, self.subscribers, strict=True)
+        )
+
+        def detach() -> None:
+            self.subscribers = tuple(
+                tuple(callback for callback in known if callback is not added.get(kind))
+                for kind, known in zip(Kind, self.subscribers, strict=True)
+            )
+
+        return detach
 
     def emit(self, kind: Kind, request: Any, outcome: Any = None) -> None:
         """Tell the subscribers of one kind."""

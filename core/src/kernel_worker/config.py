@@ -36,6 +36,7 @@ __all__ = [
     "cpus_available",
     "expand_node_name",
     "mask_url",
+    "worker_settings",
 ]
 
 WORKER = "worker"
@@ -338,3 +339,14 @@ def _unknown(kind: str, name: str, known: Collection[str], inside: str = "") -> 
 
     place = f" in section {inside}" if inside else ""
     return f"no {kind} named {name!r}{place}{did_you_mean(name, known)}"
+
+
+def worker_settings() -> Draft:
+    """The worker's settings as environment and file have them, for commands that need just one or two, such as
+    `worker_settings().get("worker", "broker")`.
+
+    :raises ConfigError: the file is damaged, or a value impossible.
+    """
+    from .config_file import find_settings_file
+
+    return compose({}, file=find_settings_file(os.environ.get("KW_CONFIG") or None), installed=None)

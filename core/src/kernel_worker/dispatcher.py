@@ -12,16 +12,19 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, TypeGuard
 
 from .bus import Bus, Kind
-from .loop import Loop
+from .loop import Loop, Timer
+from .prefetch import Prefetch
 from .settle import DEFAULT_TASK, decide
 from .supervisor import Handle, Supervisor
+from .suspects import Suspects, Suspicion
 from .types import Delivery, Outcome, OutcomeKind, Settlement, TaskInfo, Verdict
-from .wire import CONCLUDE_HEAD, DONE_RECORD, FLAG_PAYLOAD, FLAG_REDELIVERED, HEAD, RUN_HEAD, Frame
+from .unknown import Unknown
+from .wire import CONCLUDE_HEAD, DONE_RECORD, FLAG_PAYLOAD, FLAG_REDELIVERED, HEAD, MAX_UNSTORED, RUN_HEAD, Frame
 
 log = logging.getLogger("kernel_worker.dispatcher")
 
@@ -29,16 +32,20 @@ HORIZON_S = 0.01
 """Work given to one slot ahead of time: at most this much, by the run times measured per task."""
 MAX_DEPTH = 64
 """Requests one slot holds at most."""
-BATCH_S = 0.1
-"""Work held ready: about what is finished in this time at the measured rate."""
-MAX_HELD = 4000
-SURPLUS_S = 0.5
-"""Work that waits here longer than this, by the measured rate, is given back for other workers."""
 TICK_S = 0.1
-RATE_SAMPLE = 200
-"""Requests after which the rate is measured before the next tick, so that a burst ramps up at once."""
 LIMIT_SLACK_S = 0.05
+STALL_S = 0.1
+"""How long an executor with several slots that gave work back gets none, unless one of its tasks ends before."""
+CANCEL_GRACE_S = 0.9
+"""How long after its hard limit, or after it was terminated, a task may live that shares its process: it is cancelled
+first, the process killed then."""
+RECOUNT_S = 0.25
+"""How long a message that went back to be counted is waited for, before the next one goes."""
+MAX_CUT_OFF = 10_000
+"""Ids remembered at most of messages that were lost with the lease or the connection."""
 NAME_LIMIT = 255
+TERMINATED = "terminated"
+"""The reason stored for a task that remote control ended."""
 
 
 @dataclass(slots=True, eq=False)
@@ -63,6 +70,15 @@ class Request:
     text: str = ""
     final: Settlement | None = None
     """What to do with the delivery once the conclusion is stored."""
+    tries: int = 0
+    """Executors that its conclusion has ended."""
+    suspicion: Suspicion | None = None
+    is_marking: bool = False
+    """It has a slot, and starts when the broker has counted it."""
+    is_fenced: bool = False
+    """Its delivery became another worker's: its end is nobody's business here."""
+    signum: int | None = None
+    """The signal that remote control asked to end it with while it ran."""
 
 
 class InvalidMessage(Exception):
@@ -79,10 +95,12 @@ class Dispatcher:
         bus: Bus,
         *,
         max_deliveries: int = 3,
+        unknown_max_returns: int = 5,
         multiplier: int | None = None,
         time_limit: float | None = None,
         soft_time_limit: float | None = None,
         can_delay: bool = True,
+        can_mark: bool = False,
         can_kill: bool = True,
         filters: Sequence[Callable[[Request], Settlement | None]] = (),
         policy: Callable[[Request, Outcome], Settlement] | None = None,
@@ -95,22 +113,43 @@ class Dispatcher:
         self.ready: deque[Request] = deque()
         self.in_flight: dict[int, Request] = {}
         """Requests that executors hold, by tag."""
-        self._parked: set[Request] = set()
+        self.suspects = Suspects(can_mark)
+        self._marking: dict[int, Request] = {}
+        """Requests that wait for their delivery to be counted, by its `id()`."""
+        self._recounting: dict[str, Timer] = {}
+        """Ids of those that went back to be counted, until they come again or somebody else has them."""
+        self._cut_off: dict[str, None] = {}
+        """Ids of requests that were fenced, and have not come again: this worker lives, so nothing is held against them."""
+        self._unknown = Unknown(unknown_max_returns)
+        self.parked: set[Request] = set()
         """Requests that are not due, where the broker cannot park them."""
+        self.totals: dict[str, int] = {}
+        """Runs that have ended, by task."""
         self.closing = False
         self.completed = 0
+        self._delayed = 0
+        """Requests a filter put off. They go through as fast as tasks that take no time, and count for the prefetch."""
         self.settle_batch: Callable[[list[Settlement]], None] = lambda batch: None
         """Where a turn's settlements go; set by the broker host."""
+        self.mark: Callable[[list[Settlement]], None] = lambda batch: None
+        """Where marks go; `on_marked` is called when they are done. Set by the broker host."""
         self.allow: Callable[[int, int], None] = lambda total, batch: None
         """Told how many deliveries may be fetched in total since the start, and how many are worth a
         round trip; set by the broker host. A running total needs no lock: only the fetch thread counts up."""
+        self.has_ended: Callable[[Request], bool] = lambda request: False
+        """Concludes a request that is not due and shall never run; whether it did. Set by the plugin that keeps revokes."""
+        self.on_answer: Callable[..., object] = lambda number, reply: None
+        """Told the replies of the application's remote-control commands."""
         self._received = 0
         self._released = 0
         self._batch: list[Settlement] = []
+        self._marks: list[Settlement] = []
         self._tags = itertools.count(1)
+        self._terminated: set[int] = set()
+        """Tags of requests that remote control ended while they ran."""
         self._tasks: Mapping[str, TaskInfo] = {}
         self._costs: dict[str, float] = {}
-        self._multiplier = multiplier
+        self._prefetch = Prefetch(multiplier)
         self._limits = (time_limit or 0.0, soft_time_limit or 0.0)
         self._can_delay = can_delay
         self._can_kill = can_kill
@@ -119,12 +158,6 @@ class Dispatcher:
         self._on_down = on_down
         self._max_deliveries = max_deliveries
         self._plugins_policy = policy
-        self._rate = 0.0
-        self._rate_at = time.monotonic()
-        self._rate_from = 0
-        self._pace_at = 0.0
-        self._pace_from = 0
-        self._slow = False
         self._begun = False
         self._ticking = False
         self._allowed = 0
@@ -144,10 +177,16 @@ class Dispatcher:
         """Deliveries that are neither settled nor given up."""
         return self._received - self._released
 
+    @property
+    def prefetch_count(self) -> int:
+        """Deliveries it may hold now."""
+        return max(0, self._allowed - self._released)
+
     def held_deliveries(self) -> list[Delivery]:
         """All deliveries in hand, for the renewal of leases. Any thread: copies in one step."""
-        requests = [*list(self.ready), *list(self._parked), *list(self.in_flight.values())]
-        return [request.delivery for request in requests]
+        requests = [*list(self.ready), *self.suspects, *list(self._marking.values())]
+        requests += [*list(self.parked), *list(self.in_flight.values())]
+        return [request.delivery for request in requests if not request.acked]
 
     # -- in: deliveries
 
@@ -160,8 +199,7 @@ class Dispatcher:
             return
         if not self._ticking:
             self._ticking = True
-            self._rate_at, self._rate_from = time.monotonic(), self.completed
-            self._pace_at, self._pace_from, self._slow = self._rate_at, self.completed, False
+            self._prefetch.begin(self.completed + self._delayed)
             self.loop.call_later(TICK_S, self._tick)
         now = time.time()
         received = self.bus.subscribers[Kind.RECEIVED]
@@ -171,23 +209,25 @@ class Dispatcher:
             except InvalidMessage as error:
                 self._dead(delivery, str(error))
                 continue
-            for callback in received:
-                callback(request, None)
-            if request.eta > now:
+            if request.conclude is OutcomeKind.UNKNOWN and self._return_unknown(request):
+                continue
+            if request.eta > now and not self.has_ended(request):
                 self._release(request, Settlement(delivery, Verdict.DELAY, until=request.eta))
-            elif self._filters:
+            elif self._filters or delivery.recovered or delivery.attempts:
                 self._admit(request)
             else:
                 self.ready.append(request)
+            for callback in received:  # now it is known whether it was ended before it was begun (`conclude`)
+                callback(request, None)
 
     def _park(self, request: Request, until: float) -> None:
         """Hold a request until that unix time. It takes no room of the prefetch: else a few stop consumption."""
-        self._parked.add(request)
+        self.parked.add(request)
         self.loop.call_later(until - time.time(), self._unpark, request)
 
     def _unpark(self, request: Request) -> None:
-        if request in self._parked:  # not given back meanwhile
-            self._parked.discard(request)
+        if request in self.parked:  # not given back meanwhile
+            self.parked.discard(request)
             self._admit(request)
 
     def _admit(self, request: Request) -> None:
@@ -198,9 +238,69 @@ class Dispatcher:
                 log.exception("admission filter %r failed", admission, extra={"action": "filter_failed"})
                 continue
             if settlement is not None:
+                self._delayed += settlement.verdict is Verdict.DELAY
                 self._release(request, settlement)
                 return
-        self.ready.append(request)
+        if request.delivery.recovered or request.delivery.attempts:
+            self._admit_again(request)
+        else:
+            self.ready.append(request)
+
+    def _admit_again(self, request: Request) -> None:
+        """A message that was lost before, or may have been."""
+        delivery = request.delivery
+        timer = self._recounting.pop(request.id, None)
+        if timer is not None:
+            timer.cancel()
+        if delivery.recovered and self._was_cut_off(request):
+            delivery.recovered = False
+        if delivery.recovered and delivery.attempts + 1 >= self._max_deliveries and self._lost_for_good(request):
+            return
+        request.suspicion = self.suspects.suspicion(delivery, self.supervisor.layout.slots > 1)
+        if request.suspicion is not None:
+            self.suspects.add(request)
+        elif timer is not None:
+            self.ready.appendleft(request)
+        else:
+            self.ready.append(request)
+
+    def _was_cut_off(self, request: Request) -> bool:
+        """Whether its last holder is this worker, which lost its connection and not its life. It may come before it is
+        told what was lost: then it is still held."""
+        if request.id in self._cut_off:
+            del self._cut_off[request.id]
+            return True
+        return any(held.id == request.id for held in self.in_flight.values())
+
+    def _lost_for_good(self, request: Request) -> bool:
+        """Its last holder is gone, and it has no delivery left: it is not run, unless the policy says so."""
+        outcome = Outcome(OutcomeKind.LOST, error="Worker exited prematurely: the worker that held it is gone")
+        settlement = self._policy(request, outcome)
+        if settlement.verdict is Verdict.REQUEUE:
+            return False
+        _log_end(request, outcome, "its worker is gone")
+        self.bus.emit(Kind.LOST, request, outcome)
+        if request.delivery.attempts >= self._max_deliveries:
+            self._settle(settlement)  # what stores its result has ended a worker, too
+            return True
+        request.conclude, request.text, request.final = outcome.kind, outcome.error, settlement
+        return False
+
+    def _return_unknown(self, request: Request) -> bool:
+        """Nobody here knows its task: a newer worker may, so it waits in the queue for a while, a few times."""
+        wait_s = self._unknown.wait_s(request.id, request.delivery.returns)
+        if wait_s is None:
+            return False
+        log.warning(
+            "task %s[%s] is not known here: back in queue %s for %g s",
+            printable(request.task),
+            printable(request.id),
+            request.delivery.queue,
+            wait_s,
+            extra={"action": "task_unknown", "task": printable(request.task), "task_id": request.id},
+        )
+        self._release(request, Settlement(request.delivery, Verdict.DELAY, until=time.time() + wait_s, count=True))
+        return True
 
     def _request(self, delivery: Delivery) -> Request:
         if delivery.error is not None:
@@ -246,22 +346,71 @@ class Dispatcher:
 
     def _assign(self) -> None:
         ready = self.ready
-        executors = [h for h in self.supervisor.executors.values() if h.up and not h.retiring and not h.stalled]
+        executors = [h for h in self.supervisor.executors.values() if _is_serving(h) and not h.stalled]
+        if self.suspects.waiting:
+            self._assign_suspects(executors)
         for handle in executors:
-            while ready and _depth(handle) < handle.slots:
+            while ready and _depth(handle) < handle.limit:
                 self._give(handle, ready.popleft())
         if not ready:
             return
         # Everyone is busy. Short tasks may wait at a slot, so that one send and one wake-up serve many.
         fair_share = -(-len(ready) // max(1, len(executors)))
         for handle in sorted(executors, key=_depth):
+            if handle.marking:
+                continue  # its slot is another one's
             share = fair_share
-            while ready and share and _depth(handle) < MAX_DEPTH * handle.slots:
+            # Whoever may not use all its slots gets nothing to wait at them: its runtime would begin it at once.
+            while ready and share and handle.limit == handle.slots and _depth(handle) < MAX_DEPTH * handle.slots:
                 request = ready[0]
                 if handle.backlog_s + request.cost > HORIZON_S * handle.slots or not request.info.acks_late:
                     break
                 self._give(handle, ready.popleft())
                 share -= 1
+
+    def _assign_suspects(self, executors: Sequence[Handle]) -> None:
+        """Each gets a slot of its own; what has to be counted first keeps it until that is done."""
+        for handle in executors:
+            while _depth(handle) < handle.limit and self._may_recount():
+                request = self.suspects.take(handle)
+                if request is None:
+                    break
+                if not request.delivery.recovered:
+                    self._give(handle, request)
+                elif self.suspects.can_mark:
+                    request.executor, request.is_marking = handle, True
+                    handle.marking += 1
+                    self._marking[id(request.delivery)] = request
+                    self._marks.append(Settlement(request.delivery, Verdict.MARK))
+                else:
+                    self._recounting[request.id] = self.loop.call_later(
+                        RECOUNT_S, self._recounting.pop, request.id, None
+                    )
+                    self._settle(Settlement(request.delivery, Verdict.REQUEUE, count=True))
+
+    def _may_recount(self) -> bool:
+        """Whether one more may go back to be counted: were all sent at once, those that only wait would be counted."""
+        return len(self._recounting) < self._slots()
+
+    def on_marked(self, marks: Sequence[Settlement]) -> None:
+        """Their deliveries are counted, so they may start (posted to the loop)."""
+        for mark in marks:
+            request = self._marking.pop(id(mark.delivery), None)
+            if request is None:
+                continue
+            handle, request.executor, request.is_marking = request.executor, None, False
+            assert handle is not None
+            handle.marking -= 1
+            mark.delivery.recovered = False
+            mark.delivery.attempts += 1
+            if request.is_fenced:
+                continue
+            if self.closing and request.conclude is None:
+                self._settle(Settlement(mark.delivery, Verdict.REQUEUE))
+            elif handle.up and not handle.retiring and not handle.stalled and handle.key in self.supervisor.executors:
+                self._give(handle, request)
+            else:
+                self.suspects.add(request, first=True)
 
     def _give(self, handle: Handle, request: Request) -> None:
         if request.conclude is None and request.expires and request.expires <= time.time():
@@ -290,6 +439,9 @@ class Dispatcher:
             self._batch.append(Settlement(delivery, Verdict.ACK))
         if request.hard:
             self._watch_limits(handle, request.hard + LIMIT_SLACK_S)
+        handle.given += 1
+        if self.supervisor.succession.max_tasks:
+            self.supervisor.succession.given(handle)
         if self.bus.subscribers[Kind.STARTED]:
             self.bus.emit(Kind.STARTED, request)
 
@@ -322,15 +474,21 @@ class Dispatcher:
                 str(value["error"]),
                 bool(value["requeue"]),
                 float(value["until"]),
+                shown=str(value.get("shown", "")),
+                traceback=str(value.get("traceback", "")),
             )
             request = self._finish(executor, value["tag"], outcome.runtime)
             if request is not None:
                 self._conclude(request, outcome)
         elif kind == Frame.RETURNED:
             self._take_back(executor, json.loads(payload))
+        elif kind == Frame.ANSWER:
+            self.on_answer(**json.loads(payload))
+        elif kind == Frame.FENCED:
+            self.supervisor.fenced(executor)
         elif kind == Frame.UNSTORED:
             executor.unstored = max(0, min(int(json.loads(payload)), len(executor.outstanding)))
-            executor.stalled = executor.stalled and _depth(executor) >= executor.slots
+            executor.stalled = executor.stalled and _depth(executor) >= executor.limit
 
     def _finish(self, executor: Handle, tag: int, runtime: float) -> Request | None:
         request = executor.outstanding.pop(tag, None)
@@ -339,11 +497,14 @@ class Dispatcher:
         self.in_flight.pop(tag, None)
         executor.stalled = False
         executor.backlog_s = max(0.0, executor.backlog_s - request.cost) if executor.outstanding else 0.0
+        if executor.heir is not None:
+            self.supervisor.succession.emptied(executor)
         self.completed += 1
         if request.conclude is None and runtime:  # conclusions ran nothing, and their names are anybody's
             known = self._costs.get(request.task)
             self._costs[request.task] = runtime if known is None else known + 0.2 * (runtime - known)
-        return request
+            self.totals[request.task] = self.totals.get(request.task, 0) + 1
+        return None if request.is_fenced else request
 
     def _policy(self, request: Request, outcome: Outcome) -> Settlement:
         if self._plugins_policy is not None:
@@ -354,6 +515,13 @@ class Dispatcher:
         return decide(request.delivery, request.info, outcome, self._max_deliveries)
 
     def _conclude(self, request: Request, outcome: Outcome) -> None:
+        if request.tag in self._terminated:
+            self._terminated.discard(request.tag)
+            if outcome.kind not in (OutcomeKind.SUCCESS, OutcomeKind.REVOKED):  # whatever it made of being cancelled
+                request.conclude, request.text = OutcomeKind.REVOKED, TERMINATED
+                request.final = Settlement(request.delivery, Verdict.ACK)
+                self.ready.appendleft(request)
+                return
         settlement = request.final or self._policy(request, outcome)
         if outcome.kind is OutcomeKind.INVALID:
             log.error(
@@ -375,15 +543,28 @@ class Dispatcher:
                 continue
             self.in_flight.pop(tag, None)
             executor.backlog_s = max(0.0, executor.backlog_s - request.cost)
+            executor.given -= request.conclude is None
             request.executor = None
             self._line_up_again(request)
+        if executor.heir is not None:
+            self.supervisor.succession.emptied(executor)
         executor.stalled = _depth(executor) > 0  # its long task may have ended in between
+        if executor.stalled and executor.slots > 1:
+            self.loop.call_later(STALL_S, self._try_again, executor)
+
+    def _try_again(self, executor: Handle) -> None:
+        """Several slots: a task held them all, perhaps for a moment, though some may be free."""
+        executor.stalled = False
 
     def _line_up_again(self, request: Request) -> None:
         """First in line again. While closing it goes back to the broker, unless nobody but us has it (it was acked when
         it was handed out) or its end is decided and only to be stored."""
+        if request.is_fenced:
+            return
         if self.closing and not request.acked and request.conclude is None:
             self._settle(Settlement(request.delivery, Verdict.REQUEUE))
+        elif request.suspicion is not None:
+            self.suspects.add(request, first=True)
         else:
             self.ready.appendleft(request)
 
@@ -400,19 +581,59 @@ class Dispatcher:
             # descriptors ends well and kills its executor all the same, again and again.
             last = executor.board.last_started(0)
             started |= {tag for tag in executor.outstanding if tag <= last}
+        else:
+            started |= self._ended_unreported(executor)
         held = list(executor.outstanding.values())
         executor.outstanding.clear()
         for request in reversed(held):
             self.in_flight.pop(request.tag, None)
             request.executor = None
-            if request.tag in started and request.conclude is None:
+            if request.tag not in started or request.is_fenced:
+                self._line_up_again(request)
+            elif request.conclude is None:
                 self._lost(request, executor, reason)
             else:
-                self._line_up_again(request)
+                self._conclude_again(request, executor, reason)
+        self.suspects.gone(executor)
         self._on_down(executor, reason)
 
+    def _conclude_again(self, request: Request, executor: Handle, reason: str) -> None:
+        """Its end could not be stored, as its executor died of that or beside it: another one tries, a few times."""
+        request.tries += not executor.doom or executor.at_fault
+        if request.tries < self._max_deliveries:
+            self._line_up_again(request)
+            return
+        assert request.conclude is not None
+        outcome = Outcome(request.conclude, error=request.text)
+        log.error(
+            "the end of task %s[%s] is not stored: %d executors have died of storing it, the last: %s",
+            printable(request.task),
+            printable(request.id),
+            request.tries,
+            reason,
+            extra={"action": "conclusion_dropped", "task_id": request.id},
+        )
+        self._conclude(request, outcome)
+
+    def _ended_unreported(self, executor: Handle) -> set[int]:
+        """Several slots: the last job of each slot that runs nothing. Those marked as done are released."""
+        ended = set()
+        for slot in range(executor.slots):
+            running, _, done = executor.board.read(slot)
+            last = executor.board.last_started(slot)
+            if running or last not in executor.outstanding:
+                continue
+            if done == last and (request := self._finish(executor, last, 0.0)) is not None:
+                self._release(request, Settlement(request.delivery, Verdict.ACK))
+            else:
+                ended.add(last)
+        return ended
+
     def _lost(self, request: Request, executor: Handle, reason: str) -> None:
-        if executor.doomed_tag == request.tag:
+        if request.tag in self._terminated:
+            self._terminated.discard(request.tag)
+            outcome = Outcome(OutcomeKind.REVOKED, error=TERMINATED)
+        elif executor.doomed_tag == request.tag:
             outcome = Outcome(OutcomeKind.TIMEOUT, error=f"{request.hard:g}")
         elif (executor.doom and not executor.at_fault) or reason == "retired":
             # The kernel ended it, or it left in order with ends that no result store took: not this request's doing.
@@ -420,16 +641,9 @@ class Dispatcher:
         else:
             outcome = Outcome(OutcomeKind.LOST, error=f"Worker exited prematurely: {reason}")
         settlement = self._policy(request, outcome)
-        log.log(
-            logging.INFO if outcome.kind is OutcomeKind.CANCELLED else logging.ERROR,
-            "task %s[%s] %s: %s",
-            printable(request.task),
-            printable(request.id),
-            _ENDS[outcome.kind],
-            outcome.error,
-            extra={"action": "request_lost", "task_id": request.id, "reason": reason},
-        )
-        self.bus.emit(Kind.LOST, request, outcome)
+        _log_end(request, outcome, reason)
+        if outcome.kind is not OutcomeKind.REVOKED:  # that is told when it is stored
+            self.bus.emit(Kind.LOST, request, outcome)
         if settlement.verdict is Verdict.REQUEUE and not request.acked:
             self._settle(settlement)
             return
@@ -437,6 +651,70 @@ class Dispatcher:
         # only then is the delivery settled.
         request.conclude, request.text, request.final = outcome.kind, outcome.error, settlement
         self.ready.appendleft(request)
+
+    # -- fencing
+
+    def fence(self, deliveries: Sequence[Delivery]) -> None:
+        """These became another worker's while our lease was over (posted to the loop): what waits of them is forgotten,
+        what runs is ended, and no end of them is stored or settled."""
+        lost = {id(delivery) for delivery in deliveries}
+        held = [*self.ready, *self.suspects, *self.parked, *self._marking.values(), *self.in_flight.values()]
+        requests = [request for request in held if id(request.delivery) in lost and not request.acked]
+        if not requests:
+            return
+        running: dict[Handle, list[int]] = {}
+        for request in requests:
+            request.is_fenced = True
+            self._cut_off[request.id] = None
+            # For a broker that cannot tell, and still has it here. Settling what is not ours changes nothing.
+            self._settle(Settlement(request.delivery, Verdict.REQUEUE))
+            if request.tag in self.in_flight and request.executor is not None:
+                running.setdefault(request.executor, []).append(request.tag)
+        while len(self._cut_off) > MAX_CUT_OFF:
+            del self._cut_off[next(iter(self._cut_off))]
+        self.ready = deque(request for request in self.ready if not request.is_fenced)
+        self.parked = {request for request in self.parked if not request.is_fenced}
+        self.suspects.forget_fenced()
+        log.warning(
+            "the lease was over, and %d messages went to other workers: what runs of them here is ended",
+            len(requests),
+            extra={"action": "fenced", "executors": [handle.pid for handle in running]},
+        )
+        for executor, tags in running.items():
+            if self._can_kill and executor.slots == 1 and executor.board.read(0)[0] in tags:
+                executor.fencing += 1
+                self.supervisor.kill(executor, "another worker has taken over what it ran")
+            else:
+                self.supervisor.fence(executor, tags)
+
+    # -- remote control
+
+    def terminate(self, request: Request) -> None:
+        """End a running request for good: it becomes REVOKED, whatever it makes of it."""
+        executor = request.executor
+        assert executor is not None
+        self._terminated.add(request.tag)
+        if self._can_kill and executor.slots == 1:
+            self.supervisor.kill(executor, f"task {printable(request.id)} was terminated by remote control")
+        else:
+            self.supervisor.cancel(executor, request.tag, TERMINATED, 0.0)
+            if self._can_kill:
+                self.loop.call_later(CANCEL_GRACE_S, self._end_what_goes_on, executor, request)
+
+    def _end_what_goes_on(self, executor: Handle, request: Request) -> None:
+        """It was cancelled and still runs: it computes without a pause, or catches everything. Its process is replaced;
+        what else ran there is put back without an attempt counted, as at a hard time limit."""
+        if executor.outstanding.get(request.tag) is request and not executor.doom:
+            self.supervisor.kill(executor, f"task {printable(request.id)} went on after it was terminated")
+
+    def set_time_limits(self, task: str, soft: float | None, hard: float | None) -> bool:
+        """Other limits for what is received from now on; whether there is such a task."""
+        info = self._tasks.get(task)
+        if info is not None:
+            self._tasks = {**self._tasks, task: replace(info, soft_time_limit=soft, time_limit=hard)}
+        return info is not None
+
+    # -- limits
 
     def _watch_limits(self, executor: Handle, delay_s: float) -> None:
         """Look at the limits of an executor's requests in `delay_s` seconds at the latest. One timer for each executor:
@@ -460,7 +738,7 @@ class Dispatcher:
             left_s = request.hard - (now - started.get(request.tag, now))
             if left_s > 0:
                 wait_s = min(wait_s, left_s + 0.001)
-            elif self._can_kill and executor.slots == 1:
+            elif self._can_kill and (executor.slots == 1 or left_s < -CANCEL_GRACE_S):
                 self.supervisor.kill(executor, f"hard time limit of {request.hard:g} s", request.tag)
                 return
             else:
@@ -495,83 +773,63 @@ class Dispatcher:
         self._batch.append(settlement)
 
     def _turn_end(self) -> None:
-        if self.ready:
+        if self.ready or self.suspects.waiting:
             self._assign()
             self.supervisor.flush_all()
+        if self._marks:
+            marks, self._marks = self._marks, []
+            self.mark(marks)
         if self._batch:
             batch, self._batch = self._batch, []
             self.settle_batch(batch)
-        if self.completed - self._rate_from >= RATE_SAMPLE:
-            self._measure_rate()
         self._update_limit()
 
     # -- prefetch
 
     def _update_limit(self) -> None:
         slots = self._slots()
-        if self._slow and self.completed - self._pace_from >= 2 * slots:
-            self._slow = False
-        limit = slots
-        if slots and not self._slow:
-            limit += min(MAX_HELD, int(self._rate * BATCH_S) + min(slots, 4))
-        if self._multiplier:
-            limit = min(limit, slots * self._multiplier)
-        if self.closing or not self._begun:
-            limit = 0
+        limit = 0 if self.closing or not self._begun else self._prefetch.limit(slots, self.completed + self._delayed)
         # What only waits for the result store takes no room: else tasks would wait for it, too.
         unstored = sum(handle.unstored for handle in self.supervisor.executors.values()) if limit else 0
-        allowed = self._released + limit + len(self._parked) + unstored
+        allowed = self._released + limit + len(self.parked) + self.suspects.blocked + unstored
         if allowed != self._allowed:
             self._allowed = allowed
             # Worth a round trip: a quarter of what may be held, but never so much that a free slot waits for it.
             self.allow(allowed, max(1, min(limit // 4, limit - slots + 1)))
 
     def _slots(self) -> int:
-        return sum(h.slots for h in self.supervisor.executors.values() if h.up and not h.retiring)
-
-    def _measure_rate(self) -> float:
-        """Requests per second since the last measurement; the rate kept only rises here."""
-        now = time.monotonic()
-        rate = (self.completed - self._rate_from) / max(1e-3, now - self._rate_at)
-        self._rate_at, self._rate_from = now, self.completed
-        self._rate = max(self._rate, rate)
-        return rate
+        return sum(h.limit for h in self.supervisor.executors.values() if h.up and not h.retiring)
 
     def _tick(self) -> None:
-        """While there is work: let the rate fall, and give back what became too much."""
-        before = self._rate
-        rate = self._measure_rate()
-        self._rate = rate if rate > before else 0.5 * before + 0.5 * rate
-        self._notice_pace()
-        keep = 0 if self._slow else int(self._rate * SURPLUS_S) + 4 * self._slots()
-        if len(self.ready) > keep:
-            self._give_up(len(self.ready) - keep)
-        self._ticking = not self.closing and (self.held > 0 or self._rate > 1.0)
+        """While there is work: measure the rate, and give back what became too much."""
+        handles = [h for h in self.supervisor.executors.values() if _is_serving(h)]
+        is_idle = any(_depth(handle) < handle.limit for handle in handles)
+        keep = self._prefetch.tick(self._slots(), self.completed + self._delayed, is_idle)
+        if len(self.ready) + self.suspects.waiting > keep:
+            self._give_up(len(self.ready) + self.suspects.waiting - self.suspects.blocked - keep)
+        self._ticking = not self.closing and (self.held > 0 or self._prefetch.rate > 1.0)
         if self._ticking:
             self.loop.call_later(TICK_S, self._tick)
-
-    def _notice_pace(self) -> None:
-        """Slow: all slots were busy and did not end two tasks each in half a second. Then nothing is held but what
-        runs: whatever waits behind such tasks is better off with another worker."""
-        now = time.monotonic()
-        handles = [h for h in self.supervisor.executors.values() if h.up and not h.retiring]
-        is_idle = any(_depth(handle) < handle.slots for handle in handles)
-        if is_idle or self.completed - self._pace_from >= 2 * self._slots():
-            self._slow = False
-        elif now - self._pace_at > SURPLUS_S:
-            self._slow = True
-        else:
-            return
-        self._pace_at, self._pace_from = now, self.completed
 
     def _give_up(self, count: int) -> None:
         """Tasks became longer: what we hold too much belongs to other workers."""
         for _ in range(count):
-            request = self.ready.pop()
+            if not self.ready:
+                request = self.suspects.surplus()
+                if request is None:
+                    return
+            else:
+                request = self.ready.pop()
             if request.conclude is not None or request.acked:
-                self.ready.append(request)
+                self._line_up_last(request)
                 return
             self._settle(Settlement(request.delivery, Verdict.REQUEUE))
+
+    def _line_up_last(self, request: Request) -> None:
+        if request.suspicion is not None:
+            self.suspects.add(request)
+        else:
+            self.ready.append(request)
 
     # -- ending
 
@@ -583,22 +841,28 @@ class Dispatcher:
             if request.conclude is None and not request.acked:
                 self._settle(Settlement(request.delivery, Verdict.REQUEUE))
         self.ready = deque(concluding)
+        for request in reversed(self.suspects.drain()):
+            if request.conclude is None:
+                self._settle(Settlement(request.delivery, Verdict.REQUEUE))
+            else:
+                self.suspects.add(request, first=True)
         self._unpark_all()
         self.supervisor.recall()
 
     def _unpark_all(self) -> None:
-        for request in self._parked:
+        for request in self.parked:
             self._settle(Settlement(request.delivery, Verdict.REQUEUE))
-        self._parked.clear()
+        self.parked.clear()
 
     def abandon(self) -> None:
         """Nobody is left to run anything: settle what still waits to be concluded, without its result."""
-        while self.ready:
-            request = self.ready.popleft()
+        for request in [*self.ready, *self.suspects.drain(), *self._marking.values()]:
             if request.final is not None:
                 self._release(request, request.final)
             else:
                 self._settle(Settlement(request.delivery, Verdict.REQUEUE))
+        self.ready.clear()
+        self._marking.clear()
         self._unpark_all()
         self._turn_end()
 
@@ -607,6 +871,7 @@ _ENDS = {
     OutcomeKind.LOST: "lost its executor",
     OutcomeKind.TIMEOUT: "timed out",
     OutcomeKind.CANCELLED: "was stopped and goes back to its queue",
+    OutcomeKind.REVOKED: "was ended by remote control",
 }
 
 _EVENTS = {
@@ -631,9 +896,26 @@ def _is_name(value: object) -> TypeGuard[str]:
     return value.isascii() or not any("\ud800" <= character <= "\udfff" for character in value)
 
 
+def _log_end(request: Request, outcome: Outcome, reason: str) -> None:
+    log.log(
+        logging.INFO if outcome.kind in (OutcomeKind.CANCELLED, OutcomeKind.REVOKED) else logging.ERROR,
+        "task %s[%s] %s: %s",
+        printable(request.task),
+        printable(request.id),
+        _ENDS[outcome.kind],
+        outcome.error,
+        extra={"action": "request_lost", "task_id": request.id, "reason": reason},
+    )
+
+
+def _is_serving(handle: Handle) -> bool:
+    """Whether it takes work. One that keeps as many unstored ends as it may gives back what it is given."""
+    return handle.up and not handle.retiring and handle.unstored < MAX_UNSTORED
+
+
 def _depth(handle: Handle) -> int:
     """Requests that still want its slots."""
-    return len(handle.outstanding) - handle.unstored
+    return len(handle.outstanding) - handle.unstored + handle.marking
 
 
 def unix_time(value: Any, header: str) -> float:

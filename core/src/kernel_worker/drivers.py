@@ -8,7 +8,7 @@ library when it connects.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
@@ -71,17 +71,6 @@ class Pool:
     def __init__(self, options: Any) -> None:
         self.options = options
 
-    @classmethod
-    def prestart(cls) -> object | None:
-        """Begin what takes long and needs no configuration, such as starting an interpreter.
-
-        Called in the kernel process as soon as the pool is chosen, while the rest of the worker is still
-        being imported. Whatever it starts must end by itself when this process ends.
-
-        :return: handed to the pool's spawner as `prestarted`; None = nothing.
-        """
-        return None
-
     def layout(self, concurrency: int) -> Layout:
         """Processes and slots for `concurrency` tasks at once (at least 1).
 
@@ -99,13 +88,34 @@ class Native(Protocol):
 
 
 class Runtime(ABC):
-    """How an executor process runs its slots."""
+    """How an executor process runs its slots.
+
+    One slot (`reads_always` False): `serve` calls `executor.next()` and `executor.execute(job, 0)` in turn, on one
+    thread; the minder thread reads frames while a task runs long.
+
+    Many slots (`reads_always` True): `serve`, on the main thread, reads with `executor.receive()` whenever
+    `executor.channel` is readable, whatever runs (`receive(wait=True)` where it has a thread for it). Afterwards, and in
+    `look`, and whenever a slot becomes free: while there is a free slot and `executor.take()` gives a job, it has
+    `executor.execute(job, slot)` called on a thread or greenlet of its own, with the number of a slot that runs nothing
+    (0 ≤ slot < len(executor.slots)). Where jobs are awaited instead, `executor.begin(job, slot)`, the job, and
+    `executor.end(job, slot, outcome)`. Once nothing is left to take for a moment it calls `executor.flush()`, which may
+    do I/O and so must run where that is allowed. When `executor.retiring` is set, nothing waits and nothing runs:
+    `executor.leave()`, and `serve` returns. While the result backend is away for long, `take` gives nothing; after a
+    flush it may again.
+    """
+
+    reads_always: ClassVar[bool] = False
+    """Whether `serve` reads frames while tasks run; the minder then does it only while they are not read."""
+    run_coroutine: Callable[[Any], Any] | None = None
+    """Becomes `LoadedApp.run_coroutine`."""
 
     @abstractmethod
     def prepare(self) -> None:
         """Runs first of all in an exec'ed executor, before the application is imported.
 
         The place for monkey-patching. Not called again in processes forked later.
+
+        :raises LoadError: of `kernel_worker.loading`, kind "usage": what it needs is not installed.
         """
 
     @abstractmethod
@@ -114,14 +124,33 @@ class Runtime(ABC):
 
     @abstractmethod
     def serve(self, executor: Executor) -> None:
-        """Run jobs until `executor.next()` says there are no more. Main thread of the executor."""
+        """Run jobs until there will be no more. Main thread of the executor.
+
+        :raises ChannelClosed: the kernel is gone; the process then ends, and what it runs with it.
+        """
 
     @abstractmethod
     def cancel(self, tag: int, error: BaseException) -> bool:
-        """Raise `error` inside the running job `tag`. Called from the minder thread.
+        """Raise `error` inside the running job `tag`, and in nothing else, even if it ends at this very moment.
 
-        :return: whether the job was running here; False also when it has just ended.
+        Called on whichever thread reads frames: the minder's or the one of `serve`. Must not wait for the task.
+
+        :return: whether it is or will be raised, as far as is known now; False when the job does not run here.
         """
+
+    def around(self, run: Call) -> Call:
+        """Called once with `LoadedApp.run`: what `execute` calls in its place, on the slot's thread or greenlet."""
+        return run
+
+    def soon(self, callback: Callable[[], object]) -> None:
+        """Call `callback` where results can be stored and logs written, soon. Minder thread.
+
+        The default calls it at once, which is right where nothing is monkey-patched and threads are all there is.
+        """
+        callback()
+
+    def look(self) -> None:
+        """The minder has read frames: there may be jobs to take, or the executor retires. By way of `soon`."""
 
 
 # --------------------------------------------------------------------------- brokers
@@ -138,6 +167,7 @@ class BrokerContext:
     :param lease_s: seconds after which the messages of a holder that stopped renewing come back.
     :param max_message_bytes: larger messages go to the dead letters without being transferred.
     :param options: `broker_transport_options`, Celery's names.
+    :param may_create: whether a storage that does not exist, such as a file, may be made. Not by commands that look.
     """
 
     url: str
@@ -146,6 +176,7 @@ class BrokerContext:
     lease_s: float = 15.0
     max_message_bytes: int = 24 * 1024 * 1024
     options: Mapping[str, Any] = field(default_factory=dict)
+    may_create: bool = True
 
 
 class Broker(ABC):
@@ -161,6 +192,9 @@ class Broker(ABC):
 
     api: ClassVar[int] = API
     capabilities: ClassVar[frozenset[BrokerCapability]] = frozenset()
+    in_process: ClassVar[bool] = False
+    """Whether the messages are in the worker's own process, where no other can reach them: only a pool that runs tasks
+    there is let start with it."""
 
     def __init__(self, context: BrokerContext) -> None:
         self.context = context
@@ -198,8 +232,16 @@ class Broker(ABC):
         """
 
     @abstractmethod
-    def renew(self, held: Sequence[Delivery]) -> None:
-        """Renew the lease of this holder and of all its deliveries. Every third of the lease."""
+    def renew(self, held: Sequence[Delivery]) -> Sequence[Delivery] | None:
+        """Renew the lease of this holder and of all its deliveries. Every third of the lease, every 10 s at least; where
+        there is no LEASE, after each connect as well, to ask what was lost with the connection.
+
+        What others took while the lease was over stays theirs.
+
+        :return: those of `held` that are no longer this holder's; None = the driver cannot tell. The kernel ends what
+            runs of them, and neither stores nor settles its end. Where a driver cannot tell, the kernel takes all for
+            lost that it held when a lease went by without a renewal.
+        """
 
     @abstractmethod
     def interrupt(self) -> None:
@@ -275,6 +317,50 @@ class Publisher(Protocol):
     def close(self) -> None: ...
 
 
+Letter = tuple[Mapping[str, Any], str, bytes]
+"""A remote-control message: headers, content type, body."""
+
+
+@runtime_checkable
+class Mailbox(Protocol):
+    """Remote control's post on one connection of its own: broadcasts to all workers, and replies to who asked. On the
+    wire it is kombu's pidbox. Entry-point group `kernel_worker.mailboxes`, by URL scheme. Needs no worker:
+    implementations do not import `kernel_worker`. One thread, but for `interrupt`.
+
+    Built as `Mailbox(url: str, options: Mapping, name: str)` with `broker_transport_options` and `control_exchange`
+    (default "celery"); opens nothing. Raises the builtin `ConnectionError` when the broker cannot be reached; after
+    that, `close` and begin again.
+    """
+
+    def listen(self, node: str) -> None:
+        """Connect, and hear from now on what is broadcast; `node` names the queue where there is one."""
+
+    def expect(self, box: str) -> None:
+        """Connect, and hear from now on what is replied to `box`. Nothing of it is left behind after a minute, even if
+        this process is killed."""
+
+    def receive(self, timeout: float) -> list[Letter]:
+        """What came, waiting at most `timeout` seconds for the first; [] on time-out or after `interrupt`."""
+
+    def broadcast(self, headers: Mapping[str, Any], body: bytes) -> int | None:
+        """Tell all workers; JSON. Connects when it must.
+
+        :return: how many hear it, where the broker says so; None where it does not.
+        """
+
+    def roster(self) -> list[str]:
+        """Names of the nodes that hold a lease now, for telling who did not answer; [] where the broker knows none."""
+
+    def reply(self, letters: Sequence[tuple[str, Mapping[str, Any], bytes]]) -> None:
+        """Send (box, headers, body) each; JSON. To a box that nobody has any more it is dropped."""
+
+    def interrupt(self) -> None:
+        """Make a waiting `receive`, or the next one, return at once. Any thread."""
+
+    def close(self) -> None:
+        """Close the connection and forget the box. Idempotent; never raises."""
+
+
 # --------------------------------------------------------------------------- results
 
 
@@ -334,8 +420,14 @@ class LoadedApp(ABC):
     hard_limit_error: type[BaseException]
     cancel_error: type[BaseException] = SystemExit
     """Raised inside a task that is terminated by remote control; no failure of the task. Called with a text."""
+    run_coroutine: Callable[[Any], Any] | None = None
+    """Runs a coroutine to its end on the slot that calls it, where the runtime has its own way. Set before `setup`."""
     verbose: bool = False
     """Whether outcomes shall carry `shown` and `traceback`. Set by the executor, at any time."""
+    claim: Callable[[int], None] = staticmethod(lambda tag: None)
+    """To be called with a job's tag, on its slot, before messages that follow from its end are published. Returns when
+    the worker is known to hold the job's message, which takes as long as an outage of the broker; raises
+    `cancel_error` when another worker has it. Set by the executor, before `setup`."""
 
     @abstractmethod
     def setup(self, node: str, wrap: Callable[[str, Call], Call]) -> None:
@@ -348,6 +440,28 @@ class LoadedApp(ABC):
     @abstractmethod
     def run(self, job: Job) -> Outcome:
         """Run one job. On the slot that took it."""
+
+    def run_async(self, job: Job) -> Coroutine[Any, Any, Outcome] | None:
+        """The run of one job as a coroutine, not begun yet; None when it is to be run by `run`, on a thread.
+
+        Called by runtimes that have an event loop, on its thread, before `Executor.begin`. Must neither wait nor raise; the
+        coroutine raises nothing that the user's task raised.
+        """
+        return None
+
+    def teardown(self, reason: str) -> None:
+        """The process is about to end in order: no job will come. The counterpart of `setup`."""
+
+    def notify(self, event: str) -> None:
+        """Something happened to the worker as a whole, told to one of its executors: "worker_ready", when it is up, or
+        "worker_shutdown", when it begins to stop. On the thread that reads frames: it should not take long.
+        """
+
+    def command(self, name: str, arguments: Mapping[str, Any]) -> Any:
+        """Answer a remote-control command that `info.commands` describes; the reply is JSON. On a thread of its own,
+        beside tasks that run; may be called several times at once. Raises ValueError for a wrong argument.
+        """
+        raise LookupError(f"the application has no command {name!r}")
 
     @abstractmethod
     def conclude(self, job: Job, kind: int, error: str) -> StoredResult | None:
@@ -395,6 +509,7 @@ class ControlCommand:
         reply. Must not block. Raises ValueError for a wrong argument.
     :param arguments: name to type; unknown or mistyped arguments are refused before the handler runs.
     :param deadline_s: a handler that takes longer is reported in the log.
+    :param variadic: the argument that takes, as a list, all words of a command line from its place on.
     """
 
     name: str
@@ -404,3 +519,4 @@ class ControlCommand:
     help: str = ""
     deadline_s: float = 1.0
     aliases: tuple[str, ...] = ()
+    variadic: str = ""

@@ -1,67 +1,49 @@
-"""The executor's side: load the application, run jobs, store results, report outcomes.
+"""The executor's side: run jobs in slots and report how they end.
 
 Runs in an executor process (or, for inline pools, on the worker's main thread). Imports of the kernel only
 what an executor needs: its memory is paid once per child.
 
-Two threads: the runtime's (it runs the tasks; for one-slot pools the main thread) and the minder. The minder
-uses thread primitives that no monkey-patching replaced. It raises soft limits, reads frames while a task
-runs long, gives back jobs that wait behind a long task, stores results that would otherwise wait for it,
-and ends the process when the kernel is gone.
+The runtime runs jobs, on one thread, several, or in greenlets; beside it runs the minder, a thread that needs nobody's
+cooperation. Locks are never held while something waits that is not the system: a greenlet that holds one while it is
+switched out would stop its whole process.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import logging
-import os
 import select
 import signal
 import socket
-import sys
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from types import FrameType
 from typing import Any
 
 from .board import Board
-from .drivers import AppLoader, Call, LoadContext, LoadedApp, Native, ResultBackend, Runtime
-from .types import Job, Outcome, OutcomeKind, StoredResult
+from .drivers import LoadedApp, Native, Runtime
+from .minder import Minder
+from .process_state import ProcessState
+from .reporting import ASK_AGAIN_S, Reports
+from .types import Job, Outcome, OutcomeKind
 from .wire import (
     CONCLUDE_HEAD,
-    DONE_RECORD,
     FLAG_PAYLOAD,
     FLAG_REDELIVERED,
-    HEAD,
     RUN_HEAD,
     Channel,
     ChannelClosed,
     Frame,
-    pack,
     pack_json,
 )
 
 log = logging.getLogger("kernel_worker.executor")
 
-LONG_TASK_S = 0.02
-"""A task that runs longer lets nobody wait behind it: the minder reads frames and gives back jobs."""
-FLUSH_EVERY = 32
-"""Outcomes reported (and results stored) together at most."""
-FLUSH_AFTER_S = 0.005
-"""An outcome waits at most this long for others to be reported with."""
-MINDER_TICK_S = 0.01
-MINDER_IDLE_S = 1.0
-"""The minder sleeps for good when nothing has run for this long; the next job wakes it."""
-MAX_UNSTORED = 1000
-"""Outcomes kept in memory while the result backend is away, before the executor stops taking jobs."""
 
-
-class _PlainNative:
+class PlainNative:
     """Thread primitives of an unpatched process."""
 
     def start_thread(self, target: Callable[[], None]) -> None:
@@ -71,7 +53,10 @@ class _PlainNative:
         return threading.Lock()
 
     def poll(self, fds: Sequence[int], timeout: float) -> list[int]:
-        return list(select.select(list(fds), [], [], timeout)[0])
+        waiting = select.poll()
+        for fd in fds:
+            waiting.register(fd, select.POLLIN)
+        return [fd for fd, _ in waiting.poll(timeout * 1000)]
 
 
 class BlockingRuntime(Runtime):
@@ -79,23 +64,24 @@ class BlockingRuntime(Runtime):
 
     def __init__(self) -> None:
         self._aim: tuple[int, BaseException] | None = None
-        self._executor: Executor | None = None
+        self._slot = Slot()
 
     def prepare(self) -> None:
         """Nothing to patch."""
 
     def native(self) -> Native:
-        return _PlainNative()
+        return PlainNative()
 
     def serve(self, executor: Executor) -> None:
-        self._executor = executor
+        self._slot = executor.slots[0]
         signal.signal(signal.SIGUSR1, self._raise_in_task)
+        state = ProcessState()
         while (job := executor.next()) is not None:
             executor.execute(job, 0)
+            state.restore_after(executor.begun_at)
 
     def cancel(self, tag: int, error: BaseException) -> bool:
-        executor = self._executor
-        if executor is None or executor.running != tag:
+        if self._slot.tag != tag:
             return False
         self._aim = (tag, error)
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
@@ -103,13 +89,34 @@ class BlockingRuntime(Runtime):
 
     def _raise_in_task(self, signum: int, frame: FrameType | None) -> None:
         aim, self._aim = self._aim, None
-        executor = self._executor
-        if aim is not None and executor is not None and executor.running == aim[0]:
+        if aim is not None and self._slot.tag == aim[0]:
             raise aim[1]
 
 
+class Slot:
+    """What one slot runs now. Written by whoever runs the slot, read by the minder."""
+
+    __slots__ = ("begun", "deadline", "limit_raised", "tag", "timed_out")
+
+    def __init__(self) -> None:
+        self.tag = 0
+        """Of the job that runs, 0 between jobs. Written last when it begins, first when it ends."""
+        self.begun = 0.0
+        self.deadline = 0.0
+        """Monotonic time of its soft limit, 0 = none."""
+        self.limit_raised = 0.0
+        """The deadline at which a soft limit was raised last; the minder's own note."""
+        self.timed_out = 0
+        """The job whose hard limit was raised while it ran, 0 = none."""
+
+
 class Executor:
-    """What a runtime works with: `next()` gives jobs, `execute()` runs one and reports its outcome."""
+    """What a runtime works with.
+
+    One slot: `next` waits for a job, `execute` runs it. Many slots: `receive` reads what the kernel sent, `take` gives
+    a job, `execute` runs it in a free slot; or, where a job is awaited, `begin` and `end` around it. `flush` reports
+    what has ended, `leave` ends it all. See `Runtime` for who calls what.
+    """
 
     def __init__(self, channel: Channel, board: Board, runtime: Runtime, app: LoadedApp) -> None:
         self.channel = channel
@@ -117,43 +124,48 @@ class Executor:
         self.app = app
         self.runtime = runtime
         self.native: Native = runtime.native()
-        self.running = 0
-        """Tag of the job that a one-slot runtime runs now, 0 between jobs."""
+        self.slots = [Slot() for _ in range(board.slots)]
         self.retiring = False
+        """No further jobs will come: those that are here are the last."""
         self.exit_reason = "retired"
+        self.begun_at = 0.0
+        """When a job began last, in any slot; monotonic."""
+        self.reads = 0
+        """How often frames were read."""
         self._inbox: deque[Job] = deque()
-        self._started_at = 0.0
-        self._soft_deadline = 0.0
         self._reading = self.native.lock()
-        self._flushing = self.native.lock()
         self._sending = self.native.lock()
-        self._ending = self.native.lock()
-        self._ended: list[tuple[Job, Outcome]] = []
-        self._first_ended_at = 0.0
-        self._retry_store_at = 0.0
-        self._store_delay = 0.1
-        self._told_unstored = 0
-        self._done_through = 0
-        self._to_tell = 0
-        """Of what has ended, how many must be reported or stored for their end to be known."""
-        self._over = False
-        self._minder_asleep = True
-        self._wake_r, self._wake_w = socket.socketpair()
-        self._wake_w.setblocking(False)
+        self.reports = Reports(app, board, self.native, self._send)
+        self.flush = self.reports.flush
+        self.minder = Minder(self)
+        self._run = runtime.around(app.run)
+        app.claim = self._claim
 
-    # -- the runtime's side
+    @property
+    def is_busy(self) -> bool:
+        """Whether any slot runs a job."""
+        return any(slot.tag for slot in self.slots)
 
-    def start_minder(self) -> None:
-        """Start the minder thread. After any fork, before the first job."""
-        self.native.start_thread(self._mind)
+    @property
+    def waiting(self) -> int:
+        """Jobs that are here and have not been taken."""
+        return len(self._inbox)
 
-    def stop_minder(self) -> None:
-        """End the minder thread: an inline executor's process goes on without it."""
-        self._over = True
-        self._wake_minder()
+    @property
+    def first_waiting(self) -> int:
+        """Tag of the job that waits to be taken next, 0 = none."""
+        try:
+            return self._inbox[0].tag
+        except IndexError:
+            return 0
+
+    # -- the runtime's side: getting jobs
 
     def next(self) -> Job | None:
-        """The next job; waits for one. None when there will be no more: retired, or the kernel is gone."""
+        """The next job; waits for one, with a system call. For one slot, on its thread.
+
+        :return: None when there will be no more: retired, or the kernel is gone.
+        """
         while True:
             try:
                 return self._inbox.popleft()
@@ -161,11 +173,12 @@ class Executor:
                 pass
             self.flush()
             if self.retiring:
-                self._leave()
+                self.leave()
                 return None
-            while len(self._ended) >= MAX_UNSTORED:  # backpressure: the result backend is away
+            while self.reports.is_congested and not self.retiring:
                 time.sleep(0.05)
                 self.flush()
+                self._pass_on()
             with self._reading:
                 if self._inbox or self.retiring:
                     continue
@@ -174,42 +187,113 @@ class Executor:
                 except ChannelClosed:
                     self.retiring, self.exit_reason = True, "the kernel process is gone"
 
-    def execute(self, job: Job, slot: int) -> None:
-        """Run one job in a slot and report how it ended. On the thread or greenlet of the slot."""
-        begun = time.monotonic()
-        self._started_at = begun
-        self.board.start(slot, job.tag, begun, self._done_through)
-        self._soft_deadline = begun + job.soft if job.soft else 0.0
-        self.running = job.tag
-        # From here until `running` is 0 a limit may be raised between any two calls: all of them are inside the try.
+    def _pass_on(self) -> None:
+        """Give back what the kernel has sent before it knew that no more is taken here: others may have it."""
         try:
-            if self._minder_asleep:
-                self._wake_minder()
-            outcome = self._conclude(job) if job.conclude is not None else self.app.run(job)
+            self.receive()
+        except ChannelClosed:
+            self.retiring, self.exit_reason = True, "the kernel process is gone"
+        if self.reports.is_congested:
+            self.give_back()
+
+    def receive(self, wait: bool = False) -> int:
+        """Read and obey what the kernel has sent; returns at once when another thread does so. Any thread.
+
+        :param wait: wait for something to come, with a system call.
+        :return: how many frames there were: at most so many jobs came.
+        :raises ChannelClosed: the kernel is gone.
+        """
+        if not self._reading.acquire(False):
+            return 0
+        try:
+            frames = self.channel.receive(0 if wait else socket.MSG_DONTWAIT)
+            self._handle(frames)
+            self.reads += 1
+            return len(frames)
+        finally:
+            self._reading.release()
+
+    def take(self) -> Job | None:
+        """The next job that is here, or None. Any thread.
+
+        None also while the result backend has been away for too long: others may have what is here.
+        """
+        if self.reports.is_congested:
+            self.give_back()
+            return None
+        try:
+            return self._inbox.popleft()
+        except IndexError:
+            return None
+
+    def give_back(self) -> None:
+        """Give back what has not been taken. Any thread."""
+        tags = []
+        while True:
+            try:
+                tags.append(self._inbox.pop().tag)
+            except IndexError:
+                break
+        if tags:
+            self._send(pack_json(Frame.RETURNED, tags))
+
+    def leave(self) -> None:
+        """All jobs have ended, and none will begin: report what is left. Waits for the result backend a while."""
+        self.reports.leave()
+
+    # -- the runtime's side: running them
+
+    def execute(self, job: Job, slot: int) -> None:
+        """Run one job in a free slot and report how it ended. On the thread or greenlet of the slot; several at once.
+
+        Raises nothing, whatever the task raises.
+        """
+        # From where `begin` sets the tag until it is 0 a limit may be raised between any two calls: all of them are
+        # inside the try.
+        try:
+            self.begin(job, slot)
+            outcome = self._conclude(job) if job.conclude is not None else self._run(job)
         except BaseException as error:  # run() lets no task's error through: a limit that came late, or a bug
-            self.running = 0
-            outcome = self._escaped(job, error)
-        self.running = 0
+            self.slots[slot].tag = 0
+            outcome = self.escaped(job, error)
+        self.slots[slot].tag = 0
+        self.end(job, slot, outcome)
+
+    def begin(self, job: Job, slot: int) -> None:
+        """A job begins in a free slot."""
+        state = self.slots[slot]
+        state.begun = self.begun_at = begun = time.monotonic()
+        self.board.start(slot, job.tag, begun, self.reports.done_through)
+        minder = self.minder
+        if not job.soft:
+            state.deadline = 0.0
+            state.tag = job.tag
+        else:
+            state.deadline = begun + job.soft
+            state.tag = job.tag
+            minder.limited = True
+        if minder.asleep:
+            minder.wake()
+
+    def end(self, job: Job, slot: int, outcome: Outcome) -> None:
+        """The slot's job has ended, which is reported now or soon."""
+        state = self.slots[slot]
+        state.tag = 0
         now = time.monotonic()
-        outcome.runtime = outcome.runtime or now - begun
-        with self._ending:
-            if outcome.kind is not OutcomeKind.SUCCESS or outcome.result is not None:
-                self._to_tell += 1
-            elif not self._to_tell:
-                self._done_through = job.tag
-            self.board.idle(slot, self._done_through)
-            if not self._ended:
-                self._first_ended_at = now
-            self._ended.append((job, outcome))
-            due = len(self._ended) >= FLUSH_EVERY or now - self._first_ended_at > FLUSH_AFTER_S
-        if due:
-            self.flush()
+        outcome.runtime = outcome.runtime or now - state.begun
+        if state.timed_out:
+            if state.timed_out == job.tag and outcome.kind is OutcomeKind.FAILURE:
+                outcome.kind = OutcomeKind.TIMEOUT
+            state.timed_out = 0
+        if self.reports.add(job, outcome, slot, now):
+            self.reports.flush(once=True)
 
     def _conclude(self, job: Job) -> Outcome:
         assert job.conclude is not None
         return Outcome(job.conclude, error=job.text, result=self.app.conclude(job, job.conclude, job.text))
 
-    def _escaped(self, job: Job, error: BaseException) -> Outcome:
+    def escaped(self, job: Job, error: BaseException) -> Outcome:
+        """The outcome of a job that `LoadedApp.run` let an exception through for."""
         if isinstance(error, (self.app.soft_limit_error, self.app.hard_limit_error)):
             text = type(error).__name__
         else:
@@ -221,84 +305,6 @@ class Executor:
             result = None
         return Outcome(OutcomeKind.FAILURE, error=text, result=result)
 
-    # -- reporting
-
-    def flush(self) -> None:
-        """Store the results of what has ended, then report it. Any thread; one at a time.
-
-        While the result backend is away nothing is reported, so the messages stay reserved and unacked;
-        the minder tries again with back-off.
-        """
-        if time.monotonic() < self._retry_store_at:
-            self._tell_unstored()
-            return
-        with self._flushing:
-            with self._ending:
-                ended, self._ended = self._ended, []
-            if not ended:
-                return
-            results = [outcome.result for _, outcome in ended if outcome.result is not None]
-            if results and not self._store(results):
-                with self._ending:
-                    self._ended = ended + self._ended
-                self._tell_unstored()
-                return
-            none_unstored = pack_json(Frame.UNSTORED, 0) if self._told_unstored else b""
-            self._told_unstored = 0
-            # One send: a reader must never see half a report.
-            self._send(none_unstored + _report(ended))
-            told = sum(1 for _, each in ended if each.kind is not OutcomeKind.SUCCESS or each.result is not None)
-            with self._ending:  # others may have ended meanwhile: only these are known now
-                self._to_tell -= told
-                self._done_through = max(self._done_through, ended[-1][0].tag)
-
-    def _tell_unstored(self) -> None:
-        """Their slots are free although they are not reported: without knowing, the kernel would give nothing more."""
-        count = len(self._ended)
-        if count != self._told_unstored:
-            self._told_unstored = count
-            self._send(pack_json(Frame.UNSTORED, count))
-
-    def _store(self, results: list[StoredResult]) -> bool:
-        try:
-            backend = self.app.results
-        except Exception as error:  # it cannot even be opened: nothing is acked that could not be stored
-            return self._store_later(error)
-        if backend is None:
-            return True
-        try:
-            try:
-                backend.store(results)
-            except (ConnectionError, TimeoutError):
-                raise
-            except Exception:
-                # Not an outage: the store refuses something. One by one, so that only that one is missing.
-                self._store_singly(backend, results)
-        except (ConnectionError, TimeoutError) as error:
-            return self._store_later(error)
-        self._retry_store_at, self._store_delay = 0.0, 0.1
-        return True
-
-    def _store_later(self, error: Exception) -> bool:
-        self._retry_store_at = time.monotonic() + self._store_delay
-        self._store_delay = min(self._store_delay * 2, 5.0)
-        log.warning("result backend is away: %s", error, extra={"action": "result_backend_away"})
-        return False
-
-    @staticmethod
-    def _store_singly(backend: ResultBackend, results: list[StoredResult]) -> None:
-        for result in results:
-            try:
-                backend.store([result])
-            except (ConnectionError, TimeoutError):
-                raise  # storing those before it once more is harmless
-            except Exception:  # named and kept in the log; the task itself has ended
-                log.exception(
-                    "result of %s refused by the result backend",
-                    result.task_id[:64],
-                    extra={"action": "result_refused", "task_id": result.task_id[:64]},
-                )
-
     # -- frames
 
     def _handle(self, frames: list[tuple[int, bytes]]) -> None:
@@ -308,127 +314,73 @@ class Executor:
             elif kind == Frame.CONCLUDE:
                 self._inbox.append(_conclusion(payload))
             elif kind == Frame.RECALL:
-                self._give_back()
+                self.give_back()
             elif kind == Frame.CANCEL:
-                order = json.loads(payload)
-                limit = order["error"] == "time_limit"
-                error = self.app.hard_limit_error(order["value"]) if limit else SystemExit(order["value"])
-                self.runtime.cancel(order["tag"], error)
+                self._cancel(**json.loads(payload))
+            elif kind == Frame.FENCE:
+                self._fence(json.loads(payload))
             elif kind == Frame.RETIRE:
                 self.retiring = True
+                if payload:
+                    self.reports.leave_s = float(json.loads(payload))
+            elif kind == Frame.CALL:
+                self._call(**json.loads(payload))
+            elif kind == Frame.NOTIFY:
+                self.app.notify(json.loads(payload))
+            elif kind == Frame.VERBOSE:
+                self.app.verbose = bool(json.loads(payload))
 
-    def _give_back(self) -> None:
-        tags = []
-        while True:
+    def _call(self, number: int, name: str, arguments: dict[str, Any]) -> None:
+        """Answer a remote-control command on a thread of its own: neither frames nor tasks wait for it."""
+
+        def answer() -> None:
             try:
-                tags.append(self._inbox.pop().tag)
-            except IndexError:
-                break
-        if tags:
-            self._send(pack_json(Frame.RETURNED, tags))
+                frame = pack_json(Frame.ANSWER, {"number": number, "reply": self.app.command(name, arguments)})
+            except BaseException as error:  # the user's code may raise anything, and return what is no JSON
+                if not isinstance(error, ValueError):
+                    log.exception("command %s failed", name, extra={"action": "command_failed"})
+                text = {"error": f"{type(error).__name__}: {error}"[:1000]}
+                frame = pack_json(Frame.ANSWER, {"number": number, "reply": text})
+            with contextlib.suppress(ChannelClosed, OSError):
+                self._send(frame)
+
+        self.native.start_thread(answer)
+
+    def _fence(self, tags: list[int]) -> None:
+        """Another worker has these jobs: they are not begun, what runs of them is cancelled, no end of them is stored."""
+        fenced = set(tags)
+        waiting = [job for job in self._inbox if job.tag in fenced]
+        for job in waiting:
+            with contextlib.suppress(ValueError):  # taken by a slot in between
+                self._inbox.remove(job)
+                fenced.discard(job.tag)
+        if waiting:
+            self._send(pack_json(Frame.RETURNED, [job.tag for job in waiting if job.tag not in fenced]))
+        self.reports.fenced |= fenced
+        for slot in self.slots:
+            if slot.tag in fenced:
+                self.runtime.cancel(slot.tag, self.app.cancel_error("another worker has taken it over"))
+        self._send(pack_json(Frame.FENCED, None))
+
+    def _claim(self, tag: int) -> None:
+        """See `LoadedApp.claim`."""
+        while not self.board.is_held:
+            time.sleep(ASK_AGAIN_S)
+        if tag in self.reports.fenced:
+            raise self.app.cancel_error("another worker has taken it over")
+
+    def _cancel(self, tag: int, error: str, value: Any) -> None:
+        if error == "time_limit":
+            for slot in self.slots:
+                if slot.tag == tag:
+                    slot.timed_out = tag
+            self.runtime.cancel(tag, self.app.hard_limit_error(value))
+        else:
+            self.runtime.cancel(tag, self.app.cancel_error(error))
 
     def _send(self, data: bytes) -> None:
         with self._sending:
             self.channel.send(data)
-
-    def _leave(self) -> None:
-        deadline = time.monotonic() + 5.0
-        while self._ended and time.monotonic() < deadline:  # unreported work would be done again
-            time.sleep(0.05)
-            self._retry_store_at = 0.0  # there is no later
-            self.flush()
-
-    # -- the minder
-
-    def _wake_minder(self) -> None:
-        self._minder_asleep = False
-        try:
-            self._wake_w.send(b"\0")
-        except OSError:
-            pass  # full: it is awake
-
-    def _mind(self) -> None:
-        idle_since = time.monotonic()
-        while not self._over:
-            now = time.monotonic()
-            if self.running or self._ended:
-                idle_since = now
-            if now - idle_since > MINDER_IDLE_S:
-                self._sleep_until_woken()
-                idle_since = time.monotonic()
-                continue
-            try:
-                self._tick(now)
-            except ChannelClosed:
-                # The kernel is gone while a task runs. Its lease runs out and the message is
-                # delivered again: ending now is what keeps it from running twice at once.
-                os._exit(1)
-            except Exception:  # the minder must go on whatever one tick meets
-                log.exception("minder", extra={"action": "minder_failed"})
-        self._wake_r.close()
-        self._wake_w.close()
-
-    def _sleep_until_woken(self) -> None:
-        self._minder_asleep = True
-        if not self.running:  # a job that started in between has seen the flag, or is seen here
-            self.native.poll([self._wake_r.fileno()], 3600.0)
-        self._minder_asleep = False
-        self._drain_wakes()
-
-    def _drain_wakes(self) -> None:
-        try:
-            self._wake_r.recv(64, socket.MSG_DONTWAIT)
-        except OSError:
-            pass
-
-    def _tick(self, now: float) -> None:
-        tag, long = self.running, now - self._started_at
-        if tag and self._soft_deadline and now >= self._soft_deadline:
-            self._soft_deadline = 0.0
-            self.runtime.cancel(tag, self.app.soft_limit_error())
-        if self._ended and now - self._first_ended_at > FLUSH_AFTER_S:
-            self.flush()
-        if not tag or long < LONG_TASK_S:
-            self.native.poll([self._wake_r.fileno()], MINDER_TICK_S)
-            self._drain_wakes()
-            return
-        if self._inbox:
-            self._give_back()
-        wait = 0.25 if long > 1.0 else MINDER_TICK_S
-        if self._soft_deadline:
-            wait = min(wait, max(0.0, self._soft_deadline - now))
-        readable = self.native.poll([self.channel.fileno()], wait)
-        if readable and self.running == tag and self._reading.acquire(blocking=False):
-            try:
-                self._handle(self.channel.receive(socket.MSG_DONTWAIT))
-            finally:
-                self._reading.release()
-
-
-def _report(ended: list[tuple[Job, Outcome]]) -> bytes:
-    done: list[bytes] = []
-    parts: list[bytes] = []
-    for job, outcome in ended:
-        if outcome.kind is OutcomeKind.SUCCESS:
-            done.append(DONE_RECORD.pack(job.tag, 0, outcome.runtime))
-        else:
-            parts.append(
-                pack_json(
-                    Frame.ENDED,
-                    {
-                        "tag": job.tag,
-                        "kind": int(outcome.kind),
-                        "runtime": outcome.runtime,
-                        # Without halves of surrogate pairs: no broker takes them in a reason.
-                        "error": outcome.error[:2000].encode(errors="replace").decode(),
-                        "requeue": outcome.requeue,
-                        "until": outcome.until,
-                    },
-                )
-            )
-    if done:
-        parts.append(pack(Frame.DONE, b"".join(done)))
-    return b"".join(parts)
 
 
 def _job(payload: bytes, start: int = 0) -> Job:
@@ -455,264 +407,3 @@ def _conclusion(payload: bytes) -> Job:
     job.conclude = OutcomeKind(kind)
     job.text = payload[at : at + size].decode()
     return job
-
-
-# --------------------------------------------------------------------------- coming up
-
-
-def import_string(text: str) -> Any:
-    """The object that "module:attribute" names.
-
-    :raises ImportError: the module or the attribute does not exist.
-    """
-    module, _, attribute = text.partition(":")
-    value: Any = importlib.import_module(module)
-    for part in attribute.split(".") if attribute else ():
-        try:
-            value = getattr(value, part)
-        except AttributeError as error:
-            raise ImportError(f"module {module!r} has no attribute {attribute!r}") from error
-    return value
-
-
-class LoadError(Exception):
-    """The application cannot be loaded; the text is for the user, `details` the traceback."""
-
-    def __init__(self, text: str, kind: str, details: str = "") -> None:
-        super().__init__(text)
-        self.kind = kind
-        self.details = details
-
-
-def load_app(hello: dict[str, Any]) -> LoadedApp:
-    """Import the application that HELLO names and let the first loader that knows it make it ready.
-
-    Main thread of the executor (prefork: of the fork server).
-
-    :raises LoadError: not found (kind "usage"), not an application ("usage"), or failed itself ("import").
-    """
-    directory = hello.get("workdir") or os.getcwd()
-    if directory not in sys.path:
-        sys.path.insert(0, directory)
-    spec: str = hello["app"]
-    target = _import_target(spec)
-    context = LoadContext(**hello["context"])
-    loaders = [import_string(loader)() for loader in hello["loaders"]]
-    for loader in loaders:
-        app = loader.accepts(target)
-        if app is not None:
-            return _load(loader, app, context, spec)
-    kinds = ", ".join(loader.name for loader in loaders) or "none"
-    usual = type(getattr(target, "app", getattr(target, "celery", target)))
-    raise LoadError(
-        f"-A {spec}: there is no application in it, or more than one (found: {usual.__module__}.{usual.__qualname__}; "
-        f"kinds of application known here: {kinds}); name it as module:attribute",
-        "usage",
-    )
-
-
-def _load(loader: AppLoader, app: object, context: LoadContext, spec: str) -> LoadedApp:
-    try:
-        return loader.load(app, context)
-    except Exception as error:  # the user's code or settings: told with its place
-        raise LoadError(f"-A {spec}: {_describe(error)}", "import", traceback.format_exc()) from error
-
-
-def _import_target(spec: str) -> Any:
-    module, _, attribute = spec.partition(":")
-    try:
-        value = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name and (module == error.name or module.startswith(error.name + ".")):
-            raise LoadError(
-                f"-A {spec}: no module named {error.name!r} (looked in {os.getcwd()} and sys.path)", "usage"
-            ) from error
-        raise LoadError(f"-A {spec}: {_describe(error)}", "import", traceback.format_exc()) from error
-    except BaseException as error:  # the user's module may raise anything, SystemExit too
-        raise LoadError(f"-A {spec}: {_describe(error)}", "import", traceback.format_exc()) from error
-    for part in attribute.split(".") if attribute else ():
-        if not hasattr(value, part):
-            raise LoadError(f"-A {spec}: module {module!r} has no attribute {attribute!r}", "usage")
-        value = getattr(value, part)
-    return value
-
-
-def _describe(error: BaseException) -> str:
-    """One line: what was raised, and where in the user's files."""
-    place = ""
-    if isinstance(error, SyntaxError):
-        place = f" ({error.filename}:{error.lineno})"
-    else:
-        for frame in reversed(traceback.extract_tb(error.__traceback__)):
-            if "importlib" not in frame.filename and frame.filename != __file__:
-                place = f" ({frame.filename}:{frame.lineno})"
-                break
-    return f"{type(error).__name__}: {str(error)[:500]}{place}"
-
-
-def loaded_frame(app: LoadedApp) -> bytes:
-    """The LOADED frame: `AppInfo` as JSON."""
-    return pack_json(Frame.LOADED, asdict(app.info))
-
-
-def failed_frame(error: BaseException) -> bytes:
-    """The FAILED frame, for the kernel to show."""
-    if isinstance(error, LoadError):
-        return pack_json(Frame.FAILED, {"text": str(error), "kind": error.kind, "details": error.details})
-    details = "".join(traceback.format_exception(error))
-    return pack_json(Frame.FAILED, {"text": _describe(error), "kind": "internal", "details": details})
-
-
-def configure_logging(options: dict[str, Any]) -> None:
-    """Give the loggers of the kernel and of the selected plugins (`loggers`) a handler. The root logger and the
-    application's own are left alone."""
-    handler: logging.Handler
-    if options.get("file"):
-        handler = logging.FileHandler(options["file"])
-    else:
-        handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter(options["format"]))
-    for name in options["loggers"]:
-        logger = logging.getLogger(name)
-        logger.handlers[:] = [handler]
-        logger.setLevel(options["level"])
-        logger.propagate = False
-
-
-def become_executor(channel: Channel, board: Board, runtime: Runtime, app: LoadedApp, hello: dict[str, Any]) -> str:
-    """Serve until retired: run the hooks, report UP, run jobs. Main thread.
-
-    :return: why it ended.
-    """
-    hooks = _hooks(hello["plugins"])
-    executor = Executor(channel, board, runtime, app)
-    try:
-        app.setup(hello["node"], _wrapper(hooks))
-        if hooks is not None:
-            hooks.hook.kwx_init(executor=executor)
-    except BaseException as error:
-        channel.send(failed_frame(error))
-        raise
-    executor.start_minder()
-    channel.send(pack_json(Frame.UP, {"pid": os.getpid()}))
-    try:
-        runtime.serve(executor)
-    except ChannelClosed:
-        executor.exit_reason = "the kernel process is gone"
-    finally:
-        executor.stop_minder()
-    if hooks is not None:
-        hooks.hook.kwx_exit(executor=executor, reason=executor.exit_reason)
-    return executor.exit_reason
-
-
-def _hooks(plugins: Sequence[str]) -> Any:
-    if not plugins:
-        return None  # pluggy is not imported for nothing: it would be paid in every child
-    import pluggy
-
-    from . import hookspecs_executor
-
-    manager = pluggy.PluginManager(hookspecs_executor.PROJECT)
-    manager.add_hookspecs(hookspecs_executor)
-    for plugin in plugins:
-        manager.register(import_string(plugin), plugin)
-    manager.check_pending()
-    return manager
-
-
-def _wrapper(hooks: Any) -> Callable[[str, Call], Call]:
-    if hooks is None:
-        return lambda task, call: call
-
-    def wrap(task: str, call: Call) -> Call:
-        for implementation in reversed(hooks.hook.kwx_wrap_task.get_hookimpls()):  # first registered = outermost
-            call = implementation.function(task=task, call=call) or call
-        return call
-
-    return wrap
-
-
-def ignore_group_signals() -> None:
-    """Signals for the whole process group are the kernel process's business: it tells executors what to do.
-
-    A handler that does nothing, not SIG_IGN: ignored signals would stay ignored in programs that tasks start.
-    """
-    group = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-    for number in group:
-        signal.signal(number, lambda *_: None)
-
-
-def read_hello(channel: Channel) -> dict[str, Any]:
-    """Wait for the first frame, HELLO. Reads no byte of what comes behind it: with a fork server's first FORK come
-    descriptors, which a reader that does not ask for them would lose.
-
-    :raises ChannelClosed: the kernel is gone.
-    """
-    length, _ = HEAD.unpack(_read_exactly(channel.sock, HEAD.size))
-    hello: dict[str, Any] = json.loads(_read_exactly(channel.sock, length))
-    return hello
-
-
-def _read_exactly(sock: socket.socket, size: int) -> bytes:
-    data = sock.recv(size, socket.MSG_WAITALL)
-    if len(data) < size:
-        raise ChannelClosed("end of file")
-    return data
-
-
-def main(channel: Channel, board: Board) -> int:
-    """An exec'ed executor's whole life: HELLO, application, LOADED, serve. Main thread of the process."""
-    hello = read_hello(channel)
-    runtime: Runtime = import_string(hello["runtime"])()
-    runtime.prepare()
-    configure_logging(hello["log"])
-    try:
-        app = load_app(hello)
-    except BaseException as error:
-        channel.send(failed_frame(error))
-        return 1
-    channel.send(loaded_frame(app))
-    become_executor(channel, board, runtime, app, hello)
-    return 0
-
-
-def die_with_parent() -> None:
-    """Ask the system to kill this process when its parent's thread ends. Linux; elsewhere the end of the
-    channel does it, which a task that holds the interpreter can delay."""
-    if sys.platform != "linux":
-        return
-    import ctypes
-
-    parent = os.getppid()
-    ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:
-        os._exit(1)  # it died in between
-
-
-def process_main() -> None:
-    """Entry of an exec'ed executor: descriptors of channel and board and the number of slots are in argv."""
-    ignore_group_signals()
-    die_with_parent()
-    channel_fd, board_fd, slots = map(int, sys.argv[1:4])
-    code = 1
-    try:
-        code = main(Channel(socket.socket(fileno=channel_fd)), Board(board_fd, slots))
-    except ChannelClosed:
-        pass
-    finally:
-        flush_output()
-        os._exit(code)  # threads that tasks left behind must not keep the process
-
-
-def flush_output() -> None:
-    """Write out what was printed, before a fork or the end of the process. That nobody can read it any more is no
-    reason to fail, now or when the interpreter flushes for the last time (it would exit with 120)."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (ValueError, AttributeError):  # a task closed it; or there is none
-            pass
-        except OSError:
-            with contextlib.suppress(OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -240,9 +240,9 @@ class Hooks:
         """Let plugins subscribe to the events of requests."""
         self.call("kw_subscribe", bus=bus, config=config)
 
-    def kw_admission(self, config: Config) -> list[Callable[[Request], Settlement | None]]:
+    def kw_admission(self, config: Config, worker: Worker) -> list[Callable[[Request], Settlement | None]]:
         """Filters that see a request before it may run."""
-        answer: list[Callable[[Request], Settlement | None]] = self.call("kw_admission", config=config)
+        answer: list[Callable[[Request], Settlement | None]] = self.call("kw_admission", config=config, worker=worker)
         return answer
 
     def kw_settle_policy(self, config: Config) -> Callable[[Request, Outcome], Settlement] | None:

@@ -222,19 +222,22 @@ def kw_subscribe(bus: Bus, config: Config) -> None:
 
 
 @hookspec
-def kw_admission(config: Config) -> Callable[[Request], Settlement | None] | None:
+def kw_admission(config: Config, worker: Worker) -> Callable[[Request], Settlement | None] | None:
     """Give a filter that sees each request before it may run: revokes, rate limits.
 
-    Called once at composition; the filters are compiled into a tuple.
+    Called once when the consumer starts; the filters are compiled into a tuple. They run per message on the loop
+    thread and must not block.
 
+    :param worker: steps that start before the consumer are up.
     :return: a callable that returns None to admit, or a `Settlement` for a request that shall
-        not run now; or None when there is nothing to filter.
+        not run now; or None when there is nothing to filter. To end a request without running it, the filter sets
+        `request.conclude` to the outcome's kind and `request.text`, and admits it: an executor stores that end.
 
     Example::
 
         @hookimpl
-        def kw_admission(config):
-            return lambda request: revoked(request)
+        def kw_admission(config, worker):
+            return lambda request: Settlement(request.delivery, Verdict.REQUEUE) if is_too_much(request) else None
     """
 
 

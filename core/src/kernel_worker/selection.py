@@ -17,7 +17,7 @@ from .nearest import nearest
 if TYPE_CHECKING:
     from importlib.metadata import Distribution, EntryPoint
 
-KINDS = ("plugins", "executor", "pools", "brokers", "publishers", "results", "apps", "control")
+KINDS = ("plugins", "executor", "pools", "brokers", "publishers", "mailboxes", "results", "apps", "control")
 """The entry-point groups are named `kernel_worker.<kind>`."""
 
 INSTALL_ALL = "pip install kernel-worker"
@@ -28,11 +28,15 @@ _PUBLISHED: Mapping[str, Mapping[str, str]] = {
         **{name: f"kernel-broker-{name}" for name in ("redis", "amqp", "sqlite")},
         "rediss": "kernel-broker-redis",
         **dict.fromkeys(("amqps", "pyamqp"), "kernel-broker-amqp"),
+        "sqs": "'kernel-broker-kombu[sqs]'",
         **dict.fromkeys(
-            ("sqs", "filesystem", "memory", "gcpubsub", "azureservicebus", "azurestoragequeues", "confluentkafka"),
+            ("filesystem", "memory", "gcpubsub", "azureservicebus", "azurestoragequeues", "confluentkafka", "kafka"),
             "kernel-broker-kombu",
         ),
-        **dict.fromkeys(("mongodb", "zookeeper", "pyro", "sentinel", "etcd", "qpid", "consul"), "kernel-broker-kombu"),
+        **dict.fromkeys(
+            ("mongodb", "zookeeper", "pyro", "etcd", "qpid", "consul", "pgmq", "slmq", "sqla", "sqlalchemy"),
+            "kernel-broker-kombu",
+        ),
     },
     "results": {
         "redis": "kernel-result-redis",
@@ -42,7 +46,9 @@ _PUBLISHED: Mapping[str, Mapping[str, str]] = {
     "apps": {"native": "kernel-app", "celery": "kernel-app-celery"},
     "plugins": {
         "app": "kernel-app",
-        **{name: f"kernel-{name}" for name in ("control", "events", "autoscale", "beat", "limits", "health")},
+        **{
+            name: f"kernel-{name}" for name in ("control", "events", "autoscale", "recycle", "beat", "limits", "health")
+        },
     },
 }
 """Names the project publishes, and their distributions: only for hints, nothing here is ever imported."""
@@ -51,11 +57,17 @@ _WORDS = {
     "pools": "pool",
     "brokers": "broker",
     "publishers": "publisher",
+    "mailboxes": "mailbox",
     "results": "result backend",
     "apps": "application loader",
     "control": "control command",
 }
-_SINGULAR = {"pools": "pool", "brokers": "broker", "publishers": "broker", "results": "result", "apps": "app"}
+_SINGULAR = {
+    "pools": "pool",
+    **dict.fromkeys(("brokers", "publishers", "mailboxes"), "broker"),
+    "results": "result",
+    "apps": "app",
+}
 
 
 @dataclass(frozen=True)
@@ -107,6 +119,7 @@ class Selection:
     pools: Mapping[str, Entry]
     brokers: Mapping[str, Entry]
     publishers: Mapping[str, Entry]
+    mailboxes: Mapping[str, Entry]
     results: Mapping[str, Entry]
     apps: Mapping[str, Entry]
     control: Mapping[str, Entry]
@@ -153,6 +166,7 @@ def parse(asked: str | None, installed: Entries, standard: Iterable[str] = ()) -
         else:
             found = _named(name, installed)
             by_name |= found
+            found = _with_commands(found, everything)
         chosen = chosen | found if sign == "+" else chosen - found
     return Selection(
         **{kind: {name: entry for name, entry in installed.get(kind, {}).items() if entry in chosen} for kind in KINDS},
@@ -167,6 +181,12 @@ def _loaders(everything: set[Entry]) -> set[Entry]:
     return {
         entry for entry in everything if id(entry.source) in sources and entry.kind in ("apps", "plugins", "executor")
     }
+
+
+def _with_commands(found: set[Entry], everything: set[Entry]) -> set[Entry]:
+    # A plugin's remote-control commands are nothing without it.
+    sources = {id(entry.source) for entry in found if entry.kind == "plugins" and entry.source is not None}
+    return found | {entry for entry in everything if entry.kind == "control" and id(entry.source) in sources}
 
 
 def _named(token: str, installed: Entries) -> set[Entry]:

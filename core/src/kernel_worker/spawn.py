@@ -37,6 +37,8 @@ class Birth:
     sock: socket.socket
     board: Board
     slots: int
+    index: int = 0
+    """Its number, from 1, for the names of log files; 0: it is in the kernel process."""
 
 
 class Spawner(ABC):
@@ -55,7 +57,7 @@ class Spawner(ABC):
         self.hello = hello
         self.events = events
         self.prestarted: Any = None
-        """What `Pool.prestart` gave; used by `start`."""
+        """What was begun for this pool ahead of all else (`kernel_worker.early`); used by `start`."""
 
     def start(self) -> None:
         """Begin. A preloading spawner reports `on_loaded` or `on_failed` later."""
@@ -82,7 +84,7 @@ class ExecSpawner(Spawner):
     def spawn(self, birth: Birth) -> None:
         fds = (birth.sock.fileno(), birth.board.fd)
         process = subprocess.Popen(
-            python_command("kernel_worker.executor:process_main", *fds, birth.slots),
+            python_command("kernel_worker.executor_main:process_main", *fds, birth.slots),
             pass_fds=fds,
             stdin=subprocess.DEVNULL,
         )

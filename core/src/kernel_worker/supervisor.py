@@ -13,14 +13,17 @@ import signal
 import socket
 import struct
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .board import Board
 from .drivers import Layout
 from .errors import ExecutorError, KernelWorkerError, UsageError
+from .lease import NEVER
 from .loop import Loop, Timer
 from .spawn import Birth, Spawner, exit_reason, hello_frame
+from .succession import Succession
 from .types import AppInfo, QueueSpec, TaskInfo
 from .wire import Channel, ChannelClosed, Frame, FrameError, pack, pack_json
 
@@ -35,6 +38,10 @@ DEAF_S = 1.0
 """How long after its connection an executor may end by itself."""
 RESTART_DELAY_S = 1.0
 RESTART_DELAY_MAX_S = 30.0
+IDLE_DEATH_S = 2.0
+"""An executor that ends sooner than this after it came up, and has run nothing, does so again and again, maybe."""
+FORGIVEN_S = 60.0
+"""After so long without such a death the next one is taken for the first."""
 
 
 class Events(Protocol):
@@ -66,6 +73,10 @@ class Handle:
     """Expected run time of what it holds."""
     unstored: int = 0
     """How many of them have ended and wait for the result store: they take no slot."""
+    marking: int = 0
+    """Slots kept for requests that start as soon as the broker has counted them."""
+    fencing: int = 0
+    """Orders to leave requests alone that it has not read yet: until then it stores nothing at all."""
     doom: str = ""
     """Why the kernel killed it."""
     doomed_tag: int = 0
@@ -74,6 +85,23 @@ class Handle:
     """It was killed for what it did itself: what it ran counts as lost."""
     limit_check: Timer | None = None
     """When the dispatcher looks at its requests' time limits next."""
+    limit: int = 0
+    """How many tasks it may run at once now: its slots, fewer while the pool is smaller or it takes over from another."""
+    index: int = 0
+    """The lowest number that was free when it was made: for names of log files and process titles."""
+    given: int = 0
+    """Tasks it was given, without those it gave back."""
+    asked_at: float = 0.0
+    up_at: float = 0.0
+    replaced: str = ""
+    """Why another one is to take its place."""
+    heir: Handle | None = None
+    heir_of: Handle | None = None
+
+    @property
+    def keeps_place(self) -> bool:
+        """Whether it counts as one of the pool's executors, or will as soon as the one before it has left."""
+        return not self.retiring and (self.heir_of is None or self.heir_of.retiring)
 
 
 class Supervisor:
@@ -88,62 +116,103 @@ class Supervisor:
         self.failure: KernelWorkerError | None = None
         """Set when executors cannot be started at all; the worker then ends with it."""
         self.restarts = 0
+        self.succession = Succession(self)
+        self.most_slots = 0
+        """Slots an executor is made with at least, so that the pool can grow without replacing it."""
+        self.leave_s = 25.0
+        """How long a retired executor may wait for the result store."""
+        self._held_until = NEVER
+        self._verbose = False
         self._forgotten: list[Handle] = []
         self._spawner: Spawner | None = None
-        self._hello = b""
+        self._hello: dict[str, Any] = {}
         self._next_key = 1
         self._early_deaths = 0
+        self._idle_deaths = 0
+        self._idle_death_at = 0.0
         self._restart_pending = False
         self._closing = False
         loop.at_turn_end(self.flush_all)
 
     # -- coming up
 
-    def start_loading(self, spawner: Spawner, hello: dict[str, Any]) -> None:
-        """Have the application imported; `app` or `failure` is set some turns later."""
+    def start_loading(self, spawner: Spawner, hello: dict[str, Any], slots: int = 1) -> None:
+        """Have the application imported; `app` or `failure` is set some turns later.
+
+        :param slots: of the executor that does it, where no other process does.
+        """
         self._spawner = spawner
-        self._hello = hello_frame(hello)
+        self._hello = hello
         spawner.start()
         if not spawner.preloads:
-            self.layout = Layout(1, 1)
+            self.layout = Layout(1, slots)
             self._add()
 
     def resize(self, layout: Layout) -> None:
         """Grow or shrink to a layout; executors that are too many are retired, never interrupted."""
         self.layout = layout
-        self._fill()
-        active = [h for h in self.executors.values() if not h.retiring]
-        for handle in sorted(active, key=lambda h: len(h.outstanding))[: max(0, len(active) - layout.processes)]:
-            self.retire(handle)
+        self._refill()
+        active = [h for h in self.executors.values() if h.keeps_place]
+        # Those that run nothing first, and of these the youngest.
+        idlest = sorted(active, key=lambda h: (len(h.outstanding), -h.key))
+        for handle in idlest[: max(0, len(active) - layout.processes)]:
+            self.succession.dismiss(handle)
+        for handle in active:
+            if layout.slots > handle.slots:
+                self.succession.replace(handle, f"it has {handle.slots} slots, the pool {layout.slots} now")
+            elif not handle.retiring and handle.heir_of is None:
+                handle.limit = layout.slots
 
     @property
     def up_count(self) -> int:
         """Executors that are ready for requests."""
-        return sum(handle.up and not handle.retiring for handle in self.executors.values())
+        return sum(handle.up and handle.keeps_place for handle in self.executors.values())
 
     def _fill(self) -> None:
-        while not self._closing and sum(not h.retiring for h in self.executors.values()) < self.layout.processes:
+        while not self._closing and sum(h.keeps_place for h in self.executors.values()) < self.layout.processes:
             self._add()
 
-    def _add(self) -> None:
+    def add_heir(self, before: Handle) -> Handle | None:
+        """An executor to take the place of another one, if it can be started now."""
+        if self._closing or self._restart_pending:
+            return None
+        try:
+            heir = self._add()
+        except OSError as error:
+            log.warning("no successor for executor %d: %s", before.pid, error, extra={"action": "no_successor"})
+            return None
+        heir.heir_of, heir.limit = before, 0
+        return heir
+
+    def _add(self) -> Handle:
         assert self._spawner is not None
         with contextlib.ExitStack() as undo:  # where the system refuses, no exit will be reported that takes it away
             ours, theirs = socket.socketpair()
             undo.callback(ours.close)
             undo.callback(theirs.close)
             ours.setblocking(False)
-            board = Board.create(self.layout.slots)
+            slots = max(self.layout.slots, self.most_slots)
+            board = Board.create(slots)
             undo.callback(board.close)
-            handle = Handle(self._next_key, Channel(ours), board, self.layout.slots)
+            board.hold_until(self._held_until)
+            handle = Handle(self._next_key, Channel(ours), board, slots, limit=self.layout.slots)
+            handle.index = self._free_index()
+            handle.asked_at = time.monotonic()
             self._next_key += 1
             self.executors[handle.key] = handle
             undo.callback(self.executors.pop, handle.key)
             self.loop.add_reader(ours, self._read, handle)
             undo.callback(self.loop.remove, ours)
+            number = handle.index + 1 if self._spawner.can_kill else 0
             if not self._spawner.preloads:
-                handle.channel.queue(self._hello)
-            self._spawner.spawn(Birth(handle.key, theirs, board, handle.slots))
+                handle.channel.queue(hello_frame({**self._hello, "index": number}))
+            self._spawner.spawn(Birth(handle.key, theirs, board, handle.slots, number))
             undo.pop_all()
+        return handle
+
+    def _free_index(self) -> int:
+        taken = {handle.index for handle in self.executors.values()}
+        return next(index for index in range(len(taken) + 1) if index not in taken)
 
     # -- spawner's events
 
@@ -178,6 +247,7 @@ class Supervisor:
         if handle is None:
             return
         self._drain(handle)
+        self.succession.gone(handle)
         self.loop.remove(handle.channel.sock)
         handle.channel.close()
         reason = handle.doom or ("retired" if handle.retiring and status == 0 else exit_reason(status))
@@ -186,21 +256,44 @@ class Supervisor:
             log.log(
                 level, "executor %d ended: %s", handle.pid, reason, extra={"action": "executor_down", "pid": handle.pid}
             )
+        ran = any(handle.board.last_started(slot) for slot in range(handle.slots))
         try:
             if self.events is not None:
                 self.events.on_down(handle, reason)
         finally:  # a plugin that hears of it may raise; the executor is replaced all the same
             handle.board.close()
-            self._replace(handle, reason)
+            self._replace(handle, reason, ran)
 
-    def _replace(self, handle: Handle, reason: str) -> None:
+    def _replace(self, handle: Handle, reason: str, ran: bool) -> None:
         if self._closing or self.failure is not None or self._restart_pending:
             return
-        if handle.up or handle.retiring:
-            self.restarts += 1
+        if not handle.up and not handle.retiring:
+            self._back_off(reason)
+            return
+        self.restarts += 1
+        is_young = time.monotonic() - handle.up_at < IDLE_DEATH_S
+        delay = 0.0 if ran or handle.retiring or handle.doom or not is_young else self._idle_death()
+        if not delay:
             self._refill()
             return
-        self._back_off(reason)
+        log.error(
+            "executors end as soon as they are up, without running anything: %s; next try in %.0f s",
+            reason,
+            delay,
+            extra={"action": "executor_idle_death"},
+        )
+        self._restart_later(delay)
+
+    def _idle_death(self) -> float:
+        """An executor came up and died of nothing: seconds until the next one. The first time may be an accident."""
+        now = time.monotonic()
+        if now - self._idle_death_at > FORGIVEN_S:
+            self._idle_deaths = 0
+        self._idle_death_at = now
+        self._idle_deaths += 1
+        if self._idle_deaths == 1:
+            return 0.0
+        return min(RESTART_DELAY_S * 2.0 ** min(self._idle_deaths - 2, 10), RESTART_DELAY_MAX_S)
 
     def _refill(self) -> None:
         """Fill again. Where the system refuses (processes, memory, descriptors), later: nobody else would ask."""
@@ -224,8 +317,11 @@ class Supervisor:
             delay,
             extra={"action": "executor_early_death"},
         )
+        self._restart_later(delay)
+
+    def _restart_later(self, delay_s: float) -> None:
         self._restart_pending = True
-        self.loop.call_later(delay, self._restart)
+        self.loop.call_later(delay_s, self._restart)
 
     def _restart(self) -> None:
         self._restart_pending = False
@@ -282,6 +378,9 @@ class Supervisor:
             handle.pid = json.loads(payload)["pid"]
             self._early_deaths = 0
             log.debug("executor %d is up", handle.pid, extra={"action": "executor_up", "pid": handle.pid})
+            self.succession.up(handle)
+            if self._verbose:
+                handle.channel.queue(pack_json(Frame.VERBOSE, True))
             if self.events is not None:
                 self.events.on_up(handle)
         elif self.events is not None:
@@ -331,7 +430,8 @@ class Supervisor:
         """Let one executor finish what it holds and exit; another one takes its place if it is needed."""
         if not handle.retiring:
             handle.retiring = True
-            handle.channel.queue(pack(Frame.RETIRE))
+            handle.limit = 0
+            handle.channel.queue(pack_json(Frame.RETIRE, self.leave_s))
 
     def recall(self) -> None:
         """Ask every executor to give back what it has not started."""
@@ -339,9 +439,41 @@ class Supervisor:
             if handle.up:
                 handle.channel.queue(pack(Frame.RECALL))
 
+    def notify(self, event: str) -> None:
+        """Have one executor tell the application of an event of the worker (`LoadedApp.notify`)."""
+        up = [handle for handle in self.executors.values() if handle.up and not handle.retiring]
+        if up:
+            min(up, key=lambda handle: handle.key).channel.queue(pack_json(Frame.NOTIFY, event))
+
+    def set_verbose(self, verbose: bool) -> None:
+        """Whether outcomes shall carry what was returned or raised (`Outcome.shown`), from executors to come, too."""
+        if verbose != self._verbose:
+            self._verbose = verbose
+            for handle in self.executors.values():
+                if handle.up:
+                    handle.channel.queue(pack_json(Frame.VERBOSE, verbose))
+
     def cancel(self, handle: Handle, tag: int, error: str, value: float) -> None:
         """Have an exception raised inside one running request."""
         handle.channel.queue(pack_json(Frame.CANCEL, {"tag": tag, "error": error, "value": value}))
+
+    def fence(self, handle: Handle, tags: Sequence[int]) -> None:
+        """Have these requests neither begun nor stored, and what runs of them cancelled."""
+        handle.fencing += 1
+        handle.channel.queue(pack_json(Frame.FENCE, list(tags)))
+
+    def fenced(self, handle: Handle) -> None:
+        """It knows what it must not store: all else it may."""
+        handle.fencing -= 1
+        if not handle.fencing:
+            handle.board.hold_until(self._held_until)
+
+    def hold_until(self, held_until: float) -> None:
+        """The lease of this worker was renewed; executors store nothing when it is over."""
+        self._held_until = held_until
+        for handle in self.executors.values():
+            if not handle.fencing:
+                handle.board.hold_until(held_until)
 
     def close(self) -> None:
         """Replace nobody any more."""

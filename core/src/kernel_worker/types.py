@@ -43,6 +43,11 @@ class Delivery:
     content-type, content-encoding, headers and properties. A broker whose wire format keeps the
     body apart (AMQP) builds `raw` without a body and puts the bytes into `payload`.
     The kernel reads `headers` and never the body; `raw` and `payload` go to an executor untouched.
+
+    `recovered`: its last holder died, or lost the lease, without having accounted for it, so it may have been running.
+    Set when the broker takes it from such a holder, which counts no attempt. Kept when it is given back without being
+    counted (REQUEUE, DELAY, `close`), for then nothing more is known of it. Ended by MARK, and by a settlement with
+    `count`: from then on `attempts` tells. Where the broker cannot keep it (no MARK), it may be lost when given back.
     """
 
     queue: str
@@ -50,11 +55,12 @@ class Delivery:
     headers: Mapping[str, Any]  # {} for protocol 1, whose task name lies in the body
     receipt: Any  # what the driver needs to settle; opaque to the kernel
     properties: Mapping[str, Any] = field(default_factory=dict)
-    attempts: int = 0  # earlier deliveries that ended in a lost executor
+    attempts: int = 0  # earlier deliveries that were counted: ended in a lost executor, or marked
     redelivered: bool = False
     payload: bytes | None = None
     error: str | None = None  # set by the driver when `raw` is no envelope: goes to the dead letters
-    recovered: bool = False  # its last holder died or lost the lease while it held it: it may have been running
+    recovered: bool = False  # its last holder died with it: it may have been running
+    returns: int = 0  # how often it was delayed with `Settlement.count`: who had it did not know its task
 
 
 class OutcomeKind(IntEnum):
@@ -96,12 +102,15 @@ class StoredResult:
 
     `payload` is Celery's task meta as JSON bytes (redis-layout: status, result, traceback,
     children, date_done, task_id); `expires` the seconds to keep it, None for ever.
+    `reply_to` and `correlation_id` are those of the task's message, for backends that answer the sender.
     """
 
     task_id: str
     state: str
     payload: bytes
     expires: float | None = None
+    reply_to: str = ""
+    correlation_id: str = ""
 
 
 class Verdict(Enum):
@@ -111,18 +120,23 @@ class Verdict(Enum):
     REQUEUE = "requeue"  # back to the front of its queue
     DELAY = "delay"  # park it until `Settlement.until`
     DEAD = "dead"  # to the dead letters of its queue, with the reason
-    MARK = "mark"  # stays reserved; counted from now on as an attempt (BrokerCapability.MARK)
+    MARK = "mark"  # stays reserved, for good counted as an attempt; `recovered` ends (BrokerCapability.MARK)
 
 
 @dataclass(slots=True)
 class Settlement:
-    """The end of one delivery. Settling one that is no longer ours must be a no-op."""
+    """The end of one delivery, or its mark. Settling one that is no longer ours must be a no-op.
+
+    A delivery is counted once at most: marked twice, or marked and then settled with `count`, is counted once.
+    DELAY with `count` says that nobody here knows its task: it counts in `returns`, and leaves `attempts` and
+    `recovered` alone. A driver that cannot keep a second number ignores it: then each worker counts for itself.
+    """
 
     delivery: Delivery
     verdict: Verdict
     reason: str = ""  # DEAD: shown to people
     until: float = 0.0  # DELAY: unix time of the earliest next delivery
-    count: bool = False  # REQUEUE, DEAD: this delivery ended in a lost executor
+    count: bool = False  # REQUEUE, DEAD: an attempt, e.g. as it ended in a lost executor; DELAY: one of `returns`
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +199,8 @@ class AppInfo:
     queues: tuple[QueueSpec, ...] = ()
     default_queue: str = "celery"
     warnings: tuple[str, ...] = ()
+    commands: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Remote-control commands of the application: permission, arguments (name to name of type), variadic, help."""
 
 
 @dataclass(slots=True)

@@ -34,13 +34,18 @@ class Frame(IntEnum):
     CANCEL = 9  # kernel → executor: raise inside this request
     RECALL = 10  # kernel → executor: give back what has not started
     RETURNED = 11  # executor → kernel: tags that were given back
-    RETIRE = 12  # kernel → executor: finish what you have, then exit
+    RETIRE = 12  # kernel → executor: finish what you have, wait so many seconds for the result store, then exit
     FAILED = 13  # executor → kernel: cannot start, and why
     VERBOSE = 15  # kernel → executor: whether outcomes shall carry what was returned or raised, for events
     UNSTORED = 14  # executor → kernel: so many requests have ended that are not reported, for want of the result store
+    FENCE = 16  # kernel → executor: these became another worker's, keep their ends to yourself
+    FENCED = 17  # executor → kernel: understood
+    NOTIFY = 18  # kernel → one executor: tell the application of this
+    CALL = 19  # kernel → executor: answer a remote-control command of the application, beside what runs
     FORK = 20  # kernel → fork server, with two descriptors: make an executor
     FORKED = 21  # fork server → kernel: its pid
     EXITED = 22  # fork server → kernel: pid and wait status
+    ANSWER = 24  # executor → kernel: the reply to a CALL
     KILL = 23  # kernel → fork server: send a signal to a child that it has not reaped yet
 
 
@@ -54,6 +59,8 @@ DONE_RECORD = struct.Struct("<QBf")
 FLAG_REDELIVERED = 1
 FLAG_PAYLOAD = 2
 
+MAX_UNSTORED = 1000
+"""Ends an executor keeps while the result store is away. With so many it takes no work, and gives back what it gets."""
 MAX_FRAME = 256 * 1024 * 1024
 CHUNK = 256 * 1024
 

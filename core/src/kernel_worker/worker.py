@@ -17,9 +17,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from . import __version__, executor
+from . import __version__, executor_main, loading
 from .bus import Bus
-from .config import Config, Secret
+from .clock import Clock
+from .config import Config, Secret, misspelt_variables
 from .control import ControlTable
 from .drivers import Layout, Pool
 from .errors import (
@@ -32,7 +33,9 @@ from .errors import (
     UsageError,
 )
 from .hooks import Hooks
+from .logs import configure_logging
 from .loop import Loop
+from .operations import Operations
 from .pidfile import Pidfile
 from .registry import Registry
 from .selection import Selection
@@ -108,6 +111,8 @@ class Worker:
         self.dispatcher: Any = None
         self.broker_host: Any = None
         self.control = ControlTable()
+        self.clock = Clock()
+        self.operations = Operations(self)
         self.pool_name = registry.choose_pool(selection, config.worker.pool)
         self.pool: Pool = registry.load_pool(selection, self.pool_name)(config.section(self.pool_name))
         self.stop_reason = ""
@@ -131,7 +136,7 @@ class Worker:
         config, hooks = self.config, self.hooks
         hooks.kw_subscribe(self.bus, config)
         self.bus.freeze()
-        self.control.add(self.registry.control_commands(self.selection))
+        self.control.promise(self.selection.control, lambda: self.registry.control_commands(self.selection))
         self.control.add(hooks.kw_control_commands(config))
         steps, owners = hooks.boot_steps(config)
         return Sequence(order(steps, owners), owners)
@@ -143,6 +148,13 @@ class Worker:
                 f"pool {self.pool_name!r} cannot end a task at a hard time limit (--time-limit {options.time_limit:g}): "
                 "its process cannot be replaced",
                 hint="use -P prefork, or --soft-time-limit",
+            )
+        processes = getattr(options.concurrency, "processes", None)
+        if processes is not None and self.pool.layout(2).slots == 1:
+            slots = self.config.worker.tasks_at_once // processes
+            raise UsageError(
+                f"pool {self.pool_name!r} runs one task in each process, not --concurrency {processes}x{slots}",
+                hint="say how many tasks at once, as in -c 4; or use -P threads, gevent or asyncio",
             )
         if options.concurrency and options.concurrency > 1 and PoolCapability.SEVERAL_SLOTS not in can:
             raise UsageError(
@@ -163,21 +175,66 @@ class Worker:
 
     def layout(self) -> Layout:
         """Processes and slots, by the concurrency that is configured."""
-        return self.pool.layout(self.config.worker.tasks_at_once)
+        return self._layout_for(self.config.worker.tasks_at_once)
+
+    def _layout_for(self, count: int) -> Layout:
+        processes = getattr(self.config.worker.concurrency, "processes", None)
+        if processes is None:
+            return self.pool.layout(count)
+        each = self.pool.layout(-(-count // processes))
+        return Layout(each.processes * processes, each.slots, each.inline)
+
+    @property
+    def concurrency(self) -> int:
+        """Tasks the pool runs at once now, when all its executors are up."""
+        layout = self.supervisor.layout
+        return layout.processes * layout.slots
+
+    def set_concurrency(self, count: int) -> int:
+        """Grow or shrink the pool to `count` tasks at once. Loop thread; does not wait: executors come up and retire
+        later, those that run nothing first, and none is interrupted.
+
+        :return: how many it is now (`concurrency`): a pool may round up to whole executors.
+        :raises ValueError: `count` is below 1, or the pool runs one task at a time.
+        """
+        if count < 1:
+            raise ValueError(f"{count} tasks at once: at least 1")
+        if count > 1 and PoolCapability.SEVERAL_SLOTS not in self.pool.capabilities:
+            raise ValueError(f"pool {self.pool_name!r} runs one task at a time")
+        self.supervisor.resize(self._layout_for(count))
+        return self.concurrency
 
     def queues(self) -> tuple[QueueSpec, ...]:
-        """The queues to consume from: `-Q`, else the application's, else its default queue."""
+        """The queues to consume from: `-Q`, else the application's without `-X`, else its default queue."""
         known = {spec.name: spec for spec in self.app.queues}
-        names = self.config.worker.queues
+        names, excluded = self.config.worker.queue_names, self.config.worker.exclude_queues
         if not names:
-            return self.app.queues or (QueueSpec(self.app.default_queue),)
+            all_queues = self.app.queues or (QueueSpec(self.app.default_queue),)
+            found = tuple(spec for spec in all_queues if spec.name not in excluded)
+            if not found:
+                raise UsageError(
+                    f"-X {','.join(excluded)} leaves no queue to consume from",
+                    hint=f"queues of the application: {', '.join(spec.name for spec in all_queues)}",
+                )
+            return found
         missing = [name for name in names if name not in known]
         if missing and self.app.settings.get("task_create_missing_queues") is False:
             raise UsageError(
                 f"queue {missing[0]!r} is not in task_queues, and task_create_missing_queues is off",
                 hint=f"queues of the application: {', '.join(known) or 'none'}",
             )
-        return tuple(known.get(name) or QueueSpec(name) for name in names)
+        return tuple(known.get(name) or self._missing_queue(name) for name in names)
+
+    def _missing_queue(self, name: str) -> QueueSpec:
+        """A queue that no setting describes, as the application wants such queues."""
+        settings = self.app.settings
+        arguments: dict[str, Any] = {}
+        if settings.get("task_create_missing_queue_type") == "quorum":
+            arguments["x-queue-type"] = "quorum"
+        if settings.get("task_queue_max_priority") is not None:
+            arguments["x-max-priority"] = settings["task_queue_max_priority"]
+        kind = settings.get("task_create_missing_queue_exchange_type") or "direct"
+        return QueueSpec(name, exchange_type=kind, arguments=arguments)
 
     def hello(self) -> dict[str, Any]:
         """What executors are told: plain JSON."""
@@ -185,7 +242,7 @@ class Worker:
 
     def make_spawner(self) -> Spawner:
         """The pool's spawner."""
-        kind: type[Spawner] = executor.import_string(self.pool.spawner)
+        kind: type[Spawner] = loading.import_string(self.pool.spawner)
         self._spawner = spawner = kind(self.loop, self.hello(), self.supervisor)
         spawner.prestarted = self._prestarted
         if isinstance(spawner, InlineSpawner):
@@ -242,7 +299,7 @@ class Worker:
             self.loop.close()
             if self._pidfile is not None:
                 self._pidfile.release()
-            executor.flush_output()
+            executor_main.flush_output()
 
     def _run_inline(self) -> int:
         failure: list[BaseException] = []
@@ -263,7 +320,7 @@ class Worker:
             code = 1
             self._serves_inline = True
             try:
-                code = executor.main(Channel(birth.sock), birth.board)
+                code = executor_main.main(Channel(birth.sock), birth.board)
             except BaseException:  # sys.exit() in a hook, too. Told to the supervisor by its frames; here for the log
                 log.exception("inline executor failed", extra={"action": "executor_failed"})
             finally:
@@ -285,7 +342,7 @@ class Worker:
                 print(f"kw: {failure}", file=sys.stderr, flush=True)
         if self._pidfile is not None:
             self._pidfile.release()
-        executor.flush_output()
+        executor_main.flush_output()
         os._exit(code)
 
     def _live(self) -> int:
@@ -310,6 +367,10 @@ class Worker:
         """Begin to stop. Loop thread; may be called again, only to be faster."""
         self.cold = self.cold or cold
         self.stop_reason = self.stop_reason or reason
+
+    def fail(self, error: KernelWorkerError) -> None:
+        """Stop because a plugin is broken: what runs is put back, and `error` is told. Loop thread."""
+        self._failure = self._failure or error
 
     def _interrupted(self, number: int) -> None:
         self.stop("SIGINT", cold=bool(self.stop_reason))
@@ -370,7 +431,7 @@ class Worker:
         try:
             print(text, flush=True)
         except OSError:
-            executor.flush_output()
+            executor_main.flush_output()
 
     def broker_up(self) -> None:
         """Connected. Loop thread."""
@@ -403,12 +464,13 @@ class Worker:
         slots = f"{layout.processes} × {layout.slots}" if layout.slots > 1 else str(layout.processes)
         broker = self.registry.broker_entry(selection, self.broker_url)
         pool = selection.pools[self.pool_name]
-        results = self.app.settings.get("result_backend") or config.result_backend
+        results = self.app.settings.get("result_backend") or config.result_backend or "disabled"
+        url = results.reveal() if isinstance(results, Secret) else str(results)
         lines = [
             f"{self.node}  kw {__version__}  python {sys.version.split()[0]}",
             f"  app:      {self.app.name} ({config.app}, {self.app.kind})",
             f"  broker:   {self.broker_url}  [{broker}]",
-            f"  results:  {Secret(str(results)) if results and not isinstance(results, Secret) else results or 'none'}",
+            f"  results:  {'none' if url.startswith('disabled') else Secret(url)}",
             f"  pool:     {self.pool_name}, {slots} at once  [{pool}]",
             f"  steps:    {' → '.join(step.name for step in self.sequence.ordered)}",
             f"  plugins:  {', '.join(str(entry) for entry in selection.plugins.values()) or 'none'}",
@@ -429,6 +491,8 @@ def make_hello(config: Config, registry: Registry, selection: Selection, node: s
         overrides["broker_url"] = options.broker.reveal()
     if options.result_backend is not None:
         overrides["result_backend"] = options.result_backend.reveal()
+        if "://" in overrides["result_backend"] and not overrides["result_backend"].startswith("disabled"):
+            registry.result_entry(selection, options.result_backend)  # refused here if it was not selected
     return {
         "runtime": runtime,
         "app": options.app,
@@ -437,7 +501,8 @@ def make_hello(config: Config, registry: Registry, selection: Selection, node: s
         "context": {
             "overrides": overrides,
             "publishers": registry.import_strings(selection, "publishers"),
-            "results": registry.import_strings(selection, "results"),
+            # All that are installed: which one the application names by itself is not known yet.
+            "results": registry.import_strings(registry.select(), "results"),
         },
         "node": node,
         "workdir": os.getcwd(),
@@ -452,6 +517,8 @@ def log_options(config: Config, selection: Selection) -> dict[str, Any]:
         "level": config.worker.loglevel.upper(),
         "file": config.worker.logfile,
         "format": LOG_FORMAT,
+        "style": config.worker.log_format,
+        "node": config.worker.node,
         "loggers": sorted({"kernel_worker", *packages}),
     }
 
@@ -459,15 +526,17 @@ def log_options(config: Config, selection: Selection) -> dict[str, Any]:
 def run(config: Config, registry: Registry, selection: Selection, hooks: Hooks, prestarted: object = None) -> int:
     """Run a worker until it is told to stop; the exit code. Main thread.
 
-    :param prestarted: what the pool's `prestart` gave, if it was called.
+    :param prestarted: what was begun for the pool ahead of all else (`kernel_worker.early`).
     """
     make_hello(config, registry, selection, config.worker.node, "")  # a missing application is told before all else
     try:
-        executor.configure_logging(log_options(config, selection))
+        configure_logging(log_options(config, selection))
     except OSError as error:
         raise ConfigError(
             f"logfile {config.worker.logfile}: {error.strerror}", hint="choose another with -f"
         ) from error
+    for sentence in misspelt_variables(config, os.environ):
+        log.warning("%s", sentence, extra={"action": "variable_misspelt"})
     return Worker(config, registry, selection, hooks, prestarted).run()
 
 

@@ -7,6 +7,7 @@ import socket
 from dataclasses import dataclass
 from typing import Any
 
+from .logs import FORMATS, expand_log_path
 from .options import at_least, byte_size, duration, option, text, word_list
 from .secret import Secret
 
@@ -55,8 +56,38 @@ def _application(value: Any) -> str:
     return name
 
 
+class Concurrency(int):
+    """Tasks at once; `processes` is set where they were asked for as "processes x slots"."""
+
+    processes: int | None = None
+
+    @classmethod
+    def of(cls, processes: int, slots: int) -> Concurrency:
+        """So many processes with so many slots each."""
+        concurrency = cls(processes * slots)
+        concurrency.processes = processes
+        return concurrency
+
+
 def _concurrency(value: Any) -> int | None:
-    return None if value == "auto" else at_least(1)(value)
+    if value == "auto" or isinstance(value, Concurrency):
+        return None if value == "auto" else value
+    processes, times, slots = str(value).strip().lower().partition("x")
+    if not times:
+        return at_least(1)(value)
+    if not (processes.isdecimal() and slots.isdecimal() and int(processes) and int(slots)):
+        raise ValueError(f"{value!r} is not a number of tasks, nor processes x slots as in 4x250")
+    return Concurrency.of(int(processes), int(slots))
+
+
+def _queue_list(value: Any) -> tuple[str, ...]:
+    """Names of queues, each with "=N" behind it where at most N of its tasks may run at once."""
+    names = word_list(value)
+    for each in names:
+        name, equals, number = each.partition("=")
+        if not name or (equals and not (number.isdigit() and int(number))):
+            raise ValueError(f"{each!r} is not QUEUE or QUEUE=N, N being how many of its tasks may run at once")
+    return names
 
 
 def _log_level(value: Any) -> str:
@@ -70,6 +101,11 @@ def _log_level(value: Any) -> str:
 def _url(value: Any) -> str:
     # Celery takes a list of brokers to fail over between; one text with ";" says the same.
     return ";".join(map(text, value)) if isinstance(value, (list, tuple)) else text(value).strip()
+
+
+def _log_path(value: Any) -> str:
+    expand_log_path(text(value), "kw@host")
+    return text(value)
 
 
 def _limit(value: Any) -> float | None:
@@ -109,11 +145,19 @@ class WorkerOptions:
         "--concurrency",
         celery="worker_concurrency",
         parse=_concurrency,
-        metavar="N|auto",
-        help="Tasks to run at once [auto: the CPUs this process may use].",
+        metavar="N|PxS|auto",
+        help="Tasks to run at once, or processes x slots [auto: the CPUs this process may use].",
     )
     queues: tuple[str, ...] = option(
-        (), "-Q", "--queues", parse=word_list, metavar="A,B", help="Queues to consume from, in order."
+        (),
+        "-Q",
+        "--queues",
+        parse=_queue_list,
+        metavar="A,B=N",
+        help="Queues to consume from, in order; at most N tasks of B at once.",
+    )
+    exclude_queues: tuple[str, ...] = option(
+        (), "-X", "--exclude-queues", parse=word_list, metavar="A,B", help="Queues of the application to leave out."
     )
     hostname: str = option(
         "kw@%h",
@@ -126,7 +170,15 @@ class WorkerOptions:
     loglevel: str = option(
         "warning", "-l", "--loglevel", parse=_log_level, choices=LOG_LEVELS, metavar="LEVEL", help="What to log."
     )
-    logfile: str | None = option(None, "-f", "--logfile", metavar="PATH", help="Log there instead of stderr.")
+    logfile: str | None = option(
+        None,
+        "-f",
+        "--logfile",
+        parse=_log_path,
+        metavar="PATH",
+        help="Log there instead of stderr; %n name, %h host, %i a file per process.",
+    )
+    log_format: str = option("text", "--log-format", choices=FORMATS, metavar="text|json", help="How to log.")
     plugins: str | None = option(
         None, "--plugins", metavar="NAMES", help="Exactly these plugins (a,b), or -a to leave one out."
     )
@@ -161,6 +213,12 @@ class WorkerOptions:
         parse=at_least(1),
         help="Lost executors a message may cost before it goes to the dead letters.",
     )
+    unknown_max_returns: int = option(
+        5,
+        celery="task_unknown_max_returns",
+        parse=at_least(0),
+        help="How often a message of an unknown task goes back for a newer worker, before it is dead.",
+    )
     max_body: int = option(16 * 1024 * 1024, parse=byte_size, help="Largest message body in bytes (16M, 64k).")
     startup_timeout: float | None = option(
         None, "--startup-timeout", parse=_limit, metavar="SECONDS", help="Give up when not ready after this long."
@@ -189,8 +247,20 @@ class WorkerOptions:
                 f"soft_time_limit {self.soft_time_limit:g} s lies above time_limit {self.time_limit:g} s and would "
                 "never act: make it smaller"
             )
+        if both := sorted(set(self.queue_names) & set(self.exclude_queues)):
+            raise ValueError(f"queue {both[0]!r} is both asked for (-Q) and left out (-X)")
         if self.lease < 1:
             raise ValueError(f"lease {self.lease:g} s is too short to be renewed in time: at least 1")
+
+    @property
+    def queue_names(self) -> tuple[str, ...]:
+        """The queues that were named, without their caps."""
+        return tuple(dict.fromkeys(each.partition("=")[0] for each in self.queues))
+
+    @property
+    def queue_caps(self) -> dict[str, int]:
+        """How many tasks of a queue may run at once, where it is bounded."""
+        return {name: int(number) for name, equals, number in (q.partition("=") for q in self.queues) if equals}
 
     @property
     def tasks_at_once(self) -> int:

@@ -356,3 +356,40 @@ def test_the_end_of_a_task_whose_body_cannot_be_read_is_stored(app: App) -> None
     stored = Worker(app).loaded.conclude(job_of(raw), OutcomeKind.INVALID, "x")
 
     assert stored is None or stored.state == "FAILURE"
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "kwargs", "value"),
+    [
+        ("celery.map", (), {"task": {"task": "add"}, "it": [1, 2]}, [1, 2]),
+        ("celery.starmap", (), {"task": {"task": "add"}, "it": [[1, 2], [3, 4]]}, [3, 7]),
+        ("celery.starmap", (), {"task": {"task": "add_async"}, "it": [[1, 2]]}, [3]),
+        ("celery.accumulate", (1, 2), {"index": 1}, 2),
+    ],
+)
+def test_built_in_tasks_call_the_task_of_a_signature(
+    app: App, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any
+) -> None:
+    @app.task(name="add_async")
+    async def add_async(x: int, y: int) -> int:
+        return x + y
+
+    app.send_task(name, args, kwargs)
+
+    assert meta_of(Worker(app).run())["result"] == value
+
+
+def test_chunks_are_sent_as_several_messages(app: App) -> None:
+    app.send_task("celery.chunks", kwargs={"task": {"task": "add"}, "it": [[1, 2], [3, 4], [5, 6]], "n": 2})
+    outcome = Worker(app).run()
+
+    assert [message.headers["task"] for message in publisher(app).sent] == ["celery.starmap"] * 2
+    assert [member[0][0] for member in meta_of(outcome)["result"][1]] == [
+        message.headers["id"] for message in publisher(app).sent
+    ]
+
+
+def test_a_built_in_task_with_a_signature_of_no_task_here_fails(app: App) -> None:
+    app.send_task("celery.map", kwargs={"task": {"task": "nosuch"}, "it": [1]})
+
+    assert meta_of(Worker(app).run())["result"]["exc_type"] == "NotRegistered"

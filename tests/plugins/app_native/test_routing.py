@@ -140,4 +140,4 @@ def test_the_worker_is_told_of_queues(make_app: MakeApp) -> None:
 
     assert [(queue.name, dict(queue.arguments)) for queue in info.queues] == [("a", {"x-max-priority": 5}), ("b", {})]
     assert info.default_queue == "a"
-    assert Worker(make_app()).loaded.info.queues == ()
+    assert [queue.name for queue in Worker(make_app()).loaded.info.queues] == ["celery"]

@@ -12,7 +12,7 @@ from kernel_broker_amqp.broker import AmqpBroker
 from kernel_worker.testing import MakeBroker, broker_factory
 from tests.servers import RabbitServer
 
-NAMES = ("celery", "elsewhere", "another", "busy", "quiet")
+NAMES = ("celery", "elsewhere", "another", "busy", "quiet", "added", "one", "two")
 
 
 def delete_queues(port: int, *names: str) -> None:
@@ -22,7 +22,7 @@ def delete_queues(port: int, *names: str) -> None:
     channel = connection.channel()
     for name in names:
         delays = [topology.delay_queue(name, step) for step in topology.DELAY_STEPS_S]
-        for queue in (name, topology.dead_queue(name), *delays):
+        for queue in (name, topology.returned_queue(name), topology.dead_queue(name), *delays):
             channel.queue_delete(queue, nowait=True)
     channel.queue_declare("", exclusive=True)  # answered behind the deletions
     connection.close()

@@ -28,6 +28,7 @@ def make_on(url: str, **arguments: Any) -> Any:
     return broker_factory(AmqpBroker, url, queues=(QueueSpec(QUEUE, arguments=arguments),))
 
 
+RETURNED_FIRST = "what was given back is taken before what waits, whatever its priority"
 NO_PRIORITY = "such a queue has no priorities: TestPriorityQueues asks for them"
 WITHOUT_PRIORITY = dict.fromkeys(
     (
@@ -47,6 +48,7 @@ class TestAmqpBroker(BrokerContract):
     deviations: ClassVar[dict[str, str]] = {
         **WITHOUT_PRIORITY,
         "test_dead_message_is_kept_byte_identical_with_the_reason": APART,
+        "test_dead_letter_is_found_by_its_id_behind_many_others": APART,
         "test_too_large_message_ends_in_the_dead_letters_and_is_not_delivered": APART,
         "test_reserved_messages_are_in_flight_and_not_waiting": OWN_ONLY,
         "test_large_mixed_batch_settles_all": "the server may count a queue before it has handled all that was returned",
@@ -82,6 +84,20 @@ class TestAmqpBroker(BrokerContract):
         assert began - 2 <= letter.died_at <= time.time() + 2
         assert counts(broker) == {"dead": 1}
         assert nothing_comes(other)
+
+    def test_dead_letter_is_found_by_its_id_behind_many_others(self, broker: Broker, other: Broker) -> None:
+        raw = envelope(task_id="wanted")
+        broker.publish(QUEUE, raw)
+        settle(broker, Verdict.DEAD, *collect(broker, 1), reason="first of all")
+        (wanted,) = broker.dead_letters(QUEUE)
+        for n in range(450):
+            broker.publish(QUEUE, envelope(task_id=f"t{n}"))
+        settle(broker, Verdict.DEAD, *collect(broker, 450), reason="r")
+
+        found = other.dead_letter(QUEUE, wanted.id)
+
+        assert found == wanted
+        assert (found.payload, found.reason) == (body_of(raw), "first of all")
 
     def test_too_large_message_ends_in_the_dead_letters_and_is_not_delivered(
         self, make_broker: MakeBroker, other: Broker
@@ -127,8 +143,19 @@ class TestPriorityQueues(TestAmqpBroker):
     deviations: ClassVar[dict[str, str]] = {
         name: "asked of plain queues, which take the same way" for name in ALL if not re.search("priority|urgent", name)
     }
-    for _name in TestAmqpBroker.deviations.keys() & deviations.keys():
+    for _name in sorted(TestAmqpBroker.deviations.keys() & deviations.keys()):
         locals()[_name] = getattr(BrokerContract, _name)
+
+    deviations["test_requeued_message_keeps_its_priority"] = RETURNED_FIRST
+
+    def test_requeued_message_keeps_its_priority(self, broker: Broker) -> None:
+        """Among those that were given back."""
+        for name, priority in (("lazy", 0), ("urgent", 9)):
+            broker.publish(QUEUE, envelope(task_id=name, priority=priority), priority=priority)
+
+        settle(broker, Verdict.REQUEUE, *reversed(collect(broker, 2)))
+
+        assert ids(collect(broker, 2, limit=1)) == ["urgent", "lazy"]
 
     @pytest.fixture
     def make_broker(self, amqp_url: str) -> Iterator[MakeBroker]:
@@ -138,7 +165,6 @@ class TestPriorityQueues(TestAmqpBroker):
 
 LATE = "the server counts quorum queues late"
 COUNTING = {name: LATE for name in ALL if "counts(" in inspect.getsource(getattr(BrokerContract, name))}
-TO_THE_BACK = "a quorum queue without delivery limit puts what is returned at its end"
 
 
 class TestQuorumQueues(TestAmqpBroker):
@@ -148,8 +174,6 @@ class TestQuorumQueues(TestAmqpBroker):
         **COUNTING,
         **TestAmqpBroker.deviations,
         "test_dead_letters_are_listed_newest_first_up_to_the_limit": LATE,
-        "test_requeue_puts_the_message_to_the_front": TO_THE_BACK,
-        "test_requeued_batch_comes_before_what_waited": TO_THE_BACK,
         "test_messages_published_by_several_threads_while_fetching_all_come_in_their_order": (
             "what a consumer gets while it ends may come behind what its successor gets"
         ),
@@ -161,6 +185,9 @@ class TestQuorumQueues(TestAmqpBroker):
         BrokerContract.test_reserved_messages_are_in_flight_and_not_waiting
     )
     test_large_mixed_batch_settles_all = BrokerContract.test_large_mixed_batch_settles_all
+    test_dead_letter_is_found_by_its_id_behind_many_others = (
+        BrokerContract.test_dead_letter_is_found_by_its_id_behind_many_others
+    )
 
     @pytest.fixture
     def make_broker(self, amqp_url: str) -> Iterator[MakeBroker]:

@@ -108,6 +108,32 @@ def test_message_that_no_queue_takes_names_exchange_and_key(
         make_publisher().publish(message(queue="", exchange="kwtest.empty", routing_key="nowhere"))
 
 
+def test_headers_larger_than_a_frame_are_refused_by_the_publisher(
+    make_publisher: MakePublisher, channel: amqp.Channel
+) -> None:
+    """The server would end the connection, which looks like an outage: it would be tried again and again."""
+    publisher = make_publisher()
+    large = message("t1")
+    large.headers["argsrepr"] = "x" * 200_000
+
+    with pytest.raises(ValueError, match="headers and properties have 200,"):
+        publisher.publish(large)
+    publisher.publish(message("t2"))
+
+    assert [got.headers["id"] for got in drained(channel)] == ["t2"]
+
+
+@pytest.mark.parametrize("number", [float("inf"), float("-inf"), float("nan")])
+def test_numbers_that_end_the_connection_are_refused_by_the_publisher(
+    make_publisher: MakePublisher, number: float
+) -> None:
+    limited = message("t1")
+    limited.headers["timelimit"] = [number, None]
+
+    with pytest.raises(ValueError, match="AMQP cannot carry"):
+        make_publisher().publish(limited)
+
+
 def test_publisher_goes_on_after_an_error(make_publisher: MakePublisher, channel: amqp.Channel) -> None:
     publisher = make_publisher()
     with pytest.raises(ConnectionError):

@@ -102,7 +102,8 @@ class TestLostLinks:
         for n in range(4):
             client.lpush("celery", envelope(task_id=f"t{n}"))
         got = collect(broker, 4)
-        batch = [Settlement(each, verdict, until=time.time() + 60) for each, verdict in zip(got, Verdict, strict=True)]
+        ends = (Verdict.ACK, Verdict.REQUEUE, Verdict.DELAY, Verdict.DEAD)
+        batch = [Settlement(each, end, until=time.time() + 60) for each, end in zip(got, ends, strict=True)]
         link.lose_replies()
 
         with pytest.raises(BrokerUnavailable):
@@ -204,9 +205,12 @@ class TestRestarts:
         broker.publish("celery", envelope())
         held = collect(broker, 1)
 
-        client.flushall()
         broker.renew(held)
+        client.flushall()
+        lost = [broker.renew(held), broker.renew(held)]
         broker.settle([Settlement(held[0], Verdict.REQUEUE)])
+
+        assert lost == [[], []], "nobody took it: what runs goes to its end"
 
         assert broker.fetch(1, 0.1) == []
         broker.publish("celery", envelope(task_id="t2"))
@@ -322,15 +326,6 @@ class TestRefusals:
 
         assert "maxmemory" in caught.value.hint
         assert [each.headers["id"] for each in collect(broker, 15)] == [f"t{n:02}" for n in range(5, 20)]
-
-    def test_eviction_policy_that_may_delete_queues_is_warned_of(
-        self, start_redis: Callable[..., RedisServer], broker_at: Callable[..., Broker], caplog: Any
-    ) -> None:
-        server = start_redis("--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru")
-
-        broker_at(server.url).connect()
-
-        assert "maxmemory-policy allkeys-lru lets the server delete queues" in caplog.text
 
     def test_something_that_is_no_redis(self, broker_at: Callable[..., Broker]) -> None:
         import socket

@@ -314,7 +314,7 @@ class TestKeys:
 
         broker.close()
 
-        assert sorted(client.keys()) == [b"_kombu.binding.celery", b"_kombu.binding_permanent.celery"]
+        assert sorted(client.keys()) == [b"_kombu.binding.celery", b"_kombu.binding_permanent.celery", b"kw.epoch"]
 
     def test_holder_is_known_by_lease_and_gone_after_close(self, make_broker: MakeBroker, client: Any) -> None:
         broker = make_broker(holder="w1@host", lease_s=30)

@@ -140,9 +140,10 @@ def test_a_task_that_takes_its_process_along_is_dead_after_the_last_attempt(
     assert ledger.count("start") == 1
 
 
-def test_a_child_that_closes_its_descriptors_and_goes_on_is_killed(
+def test_a_child_that_closes_its_descriptors_and_goes_on_ends(
     pool: LivePool, ledger: Ledger, gate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """By itself when its minder finds the connection closed, or killed by the supervisor: whoever is first."""
     monkeypatch.setattr("kernel_worker.supervisor.DEAF_S", 0.05)
     pool.start(2)
 
@@ -151,7 +152,7 @@ def test_a_child_that_closes_its_descriptors_and_goes_on_is_killed(
     pool.until(lambda: pool.supervisor.up_count == 2)
 
     assert [(each.verdict.value, each.count) for each in pool.settlements] == [("requeue", True)]
-    assert [reason for _, reason in pool.ends] == ["it closed its connection to the worker"]
+    assert [reason for _, reason in pool.ends] in (["it closed its connection to the worker"], ["exit 1"])
 
 
 def test_growing_and_shrinking_interrupts_nothing(pool: LivePool, ledger: Ledger, gate: Path) -> None:
@@ -496,3 +497,34 @@ def test_application_that_fails_ahead_is_told_when_it_is_asked_for(
 
     assert kind == Frame.FAILED
     assert "RuntimeError: not like this" in failure["text"]
+
+
+def test_a_fork_server_that_hangs_when_it_is_started_again_is_replaced(
+    pool: LivePool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its import hangs the second time, and no more the third time."""
+    monkeypatch.setattr("kernel_pool_prefork.spawner.RELOAD_S", 0.3)
+    monkeypatch.setattr("kernel_worker.supervisor.RESTART_DELAY_S", 0.1)
+    count = tmp_path / "count"
+    (tmp_path / "slowly.py").write_text(
+        "import pathlib, time\n"
+        "from tests.core.toy_app import *\n"
+        f"count = pathlib.Path({str(count)!r})\n"
+        "count.write_text(count.read_text() + 'x' if count.exists() else 'x')\n"
+        "if len(count.read_text()) == 2:\n"
+        "    time.sleep(60)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.getcwd()}")
+    pool.start(1, app="slowly:app")
+    first = pool.pids
+
+    os.kill(_parent_of(first[0]), signal.SIGKILL)
+    pool.until(lambda: pool.supervisor.up_count == 1 and pool.pids != first)
+
+    assert len(count.read_text()) == 3
+    assert "has not imported the application again" in caplog.text
+
+
+def _parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])

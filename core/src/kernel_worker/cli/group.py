@@ -21,7 +21,7 @@ _COMMANDS = {
     "run": ("kernel_worker.cli.run:run", "Run a worker."),
     "purge": ("kernel_worker.cli.queues:purge", "Delete the waiting messages of queues."),
     "queues": ("kernel_worker.cli.queues:queues", "Show queues: waiting, in flight, parked, dead."),
-    "dead": ("kernel_worker.cli.queues:dead", "Show dead letters."),
+    "dead": ("kernel_worker.cli.dead:dead", "Show dead letters, put them back, delete them."),
     "plugins": ("kernel_worker.cli.plugins:plugins", "Show and check what is installed and selected."),
     "report": ("kernel_worker.cli.report:report", "Print versions and settings, for a bug report."),
 }

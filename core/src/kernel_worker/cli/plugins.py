@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import click
 
@@ -22,6 +23,16 @@ class PluginsCommand(WorkerCommand):
 
     only = ("app", "broker", "result_backend", "pool", "plugins", "workdir")
 
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """`kw plugins new …` is a command of its own."""
+        if args[:1] == ["new"]:
+            from .new_plugin import new_plugin
+
+            return new_plugin.make_context(f"{info_name} new", args[1:], parent, **extra)
+        return super().make_context(info_name, args, parent, **extra)
+
     def load(self, prepared: Prepared, pool: str | None, args: Sequence[str]) -> None:
         """As for `kw run`, when `--steps` asks for it."""
         if _WITH_PLUGINS in args:
@@ -34,7 +45,10 @@ class PluginsCommand(WorkerCommand):
 @click.option("-j", "--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def plugins(composition: Composition, steps: bool, check: bool, as_json: bool) -> int:
-    """Show the installed plugins: kind, name, distribution, and what would be selected."""
+    """Show the installed plugins: kind, name, distribution, and what would be selected.
+
+    `kw plugins new KIND NAME` starts one of your own.
+    """
     if steps:
         _show_steps(composition, as_json)
         return 0

@@ -116,6 +116,8 @@ class BrokerSuite(Contract, suite=True):
     """Lease of a holder that is to be given up for dead. The shortest the driver keeps well."""
     urgent_first: ClassVar[Sequence[int]] = (0, 3, 6, 9)
     """Priorities from the most to the least urgent. On Redis 0 is the most urgent, on AMQP the largest."""
+    keeps_returns: ClassVar[bool] = True
+    """Whether `Delivery.returns` is kept; see `Settlement`."""
     many: ClassVar[int] = 5_000
     """Messages in the test of large batches."""
 

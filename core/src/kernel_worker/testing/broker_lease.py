@@ -16,7 +16,7 @@ import pytest
 
 from ..drivers import Broker
 from ..errors import BrokerUnavailable
-from ..types import BrokerCapability, Verdict
+from ..types import BrokerCapability, Delivery, Verdict
 from .broker_base import (
     PROMPT_S,
     QUEUE,
@@ -57,8 +57,10 @@ class LeaseTests(BrokerSuite, suite=True):
         assert all(each.redelivered for each in got if each.headers["id"] in ("t0", "t1", "t2"))
         assert counts(other) == {"in_flight": 5}
 
-    @requires(BrokerCapability.LEASE, BrokerCapability.ATTEMPTS)
-    def test_delivery_to_a_dead_holder_is_counted(self, make_broker: MakeBroker, other: Broker) -> None:
+    @requires(BrokerCapability.LEASE)
+    def test_delivery_to_a_dead_holder_is_recovered_and_not_counted(
+        self, make_broker: MakeBroker, other: Broker
+    ) -> None:
         dead = make_broker(lease_s=self.short_lease_s)
         for n in range(2):
             dead.publish(QUEUE, envelope(task_id=f"t{n}"))
@@ -66,7 +68,92 @@ class LeaseTests(BrokerSuite, suite=True):
 
         got = self.lose_lease(dead, other, 2)
 
-        assert {each.headers["id"]: each.attempts for each in got} == {"t0": 1, "t1": 0}
+        assert {each.headers["id"]: (each.recovered, each.attempts) for each in got} == {
+            "t0": (True, 0),
+            "t1": (False, 0),
+        }
+
+    @requires(BrokerCapability.LEASE, BrokerCapability.MARK)
+    def test_marked_delivery_to_a_dead_holder_is_recovered_with_its_count(
+        self, make_broker: MakeBroker, other: Broker
+    ) -> None:
+        dead = make_broker(lease_s=self.short_lease_s)
+        for name in ("marked", "only held"):
+            dead.publish(QUEUE, envelope(task_id=name))
+        settle(dead, Verdict.MARK, collect(dead, 2)[0])
+
+        got = self.lose_lease(dead, other, 2)
+
+        found = {each.headers["id"]: (each.recovered, each.attempts) for each in got}
+        assert found == {"marked": (True, 1), "only held": (True, 0)}
+
+    @requires(BrokerCapability.LEASE, BrokerCapability.MARK)
+    def test_each_marked_delivery_to_a_dead_holder_counts(self, make_broker: MakeBroker) -> None:
+        """A message that kills its whole worker: the count rises although nobody is left to report anything."""
+        holder = make_broker(lease_s=self.short_lease_s)
+        holder.publish(QUEUE, envelope())
+        (delivery,) = collect(holder, 1)
+
+        seen = []
+        for _ in range(3):
+            settle(holder, Verdict.MARK, delivery)
+            following = make_broker(lease_s=self.short_lease_s)
+            (delivery,) = self.lose_lease(holder, following, 1)
+            seen.append((delivery.recovered, delivery.attempts))
+            holder = following
+
+        assert seen == [(True, 1), (True, 2), (True, 3)]
+
+    @requires(BrokerCapability.LEASE, BrokerCapability.MARK)
+    @pytest.mark.parametrize("way", ["requeue", "delay", "close"])
+    def test_recovered_delivery_that_was_not_run_stays_recovered(
+        self, make_broker: MakeBroker, other: Broker, way: str
+    ) -> None:
+        dead, middle = make_broker(lease_s=self.short_lease_s), make_broker(lease_s=30.0)
+        dead.publish(QUEUE, envelope())
+        collect(dead, 1)
+        got = self.lose_lease(dead, middle, 1)
+
+        self._give_back(middle, way, *got)
+        (again,) = collect(other, 1)
+
+        assert (again.recovered, again.attempts) == (True, 0)
+
+    @requires(BrokerCapability.LEASE, BrokerCapability.MARK)
+    @pytest.mark.parametrize("way", ["requeue", "delay", "close"])
+    def test_recovered_delivery_that_was_marked_is_given_back_with_its_count(
+        self, make_broker: MakeBroker, other: Broker, way: str
+    ) -> None:
+        dead, middle = make_broker(lease_s=self.short_lease_s), make_broker(lease_s=30.0)
+        dead.publish(QUEUE, envelope())
+        collect(dead, 1)
+        got = self.lose_lease(dead, middle, 1)
+
+        settle(middle, Verdict.MARK, *got)
+        self._give_back(middle, way, *got)
+        (again,) = collect(other, 1)
+
+        assert (again.recovered, again.attempts) == (False, 1)
+
+    @requires(BrokerCapability.LEASE, BrokerCapability.ATTEMPTS)
+    def test_recovered_delivery_that_is_counted_is_accounted_for(self, make_broker: MakeBroker, other: Broker) -> None:
+        dead = make_broker(lease_s=self.short_lease_s)
+        dead.publish(QUEUE, envelope())
+        collect(dead, 1)
+
+        settle(other, Verdict.REQUEUE, *self.lose_lease(dead, other, 1), count=True)
+        (again,) = collect(other, 1)
+
+        assert (again.recovered, again.attempts) == (False, 1)
+
+    @staticmethod
+    def _give_back(holder: Broker, way: str, *held: Delivery) -> None:
+        if way == "requeue":
+            settle(holder, Verdict.REQUEUE, *held)
+        elif way == "delay":
+            settle(holder, Verdict.DELAY, *held, until=time.time() + 0.1)
+        else:
+            holder.close()
 
     @requires(BrokerCapability.LEASE)
     def test_dead_holders_of_many_messages_give_all_back(self, make_broker: MakeBroker, other: Broker) -> None:
@@ -102,7 +189,7 @@ class LeaseTests(BrokerSuite, suite=True):
 
         until = time.monotonic() + 3 * lease_s
         while time.monotonic() < until:
-            holder.renew(held)
+            assert not holder.renew(held), "what is held was not lost"
             assert nothing_comes(other, within_s=lease_s / 4)
         ack(holder, *held)
 
@@ -127,7 +214,7 @@ class LeaseTests(BrokerSuite, suite=True):
     @requires(BrokerCapability.LEASE)
     def test_holder_that_lost_its_messages_changes_nothing(self, make_broker: MakeBroker, other: Broker) -> None:
         lost = make_broker(lease_s=self.short_lease_s)
-        for verdict in Verdict:
+        for verdict in Verdict:  # without an exception: what is not declared changes nothing, either
             lost.publish(QUEUE, envelope(task_id=verdict.value))
         stale = collect(lost, len(Verdict))
         fresh = self.lose_lease(lost, other, len(Verdict))
@@ -149,11 +236,12 @@ class LeaseTests(BrokerSuite, suite=True):
         stale = collect(lost, 1)
         fresh = self.lose_lease(lost, other, 1)
 
-        lost.renew(stale)
+        told = lost.renew(stale)
         ack(lost, *stale)
         found = counts(other)
         settle(other, Verdict.REQUEUE, *fresh)
 
+        assert told is None or list(told) == stale
         assert found == {"in_flight": 1}
         assert counts(other) == {"waiting": 1}
 
@@ -170,10 +258,12 @@ class LeaseTests(BrokerSuite, suite=True):
             lost.publish(QUEUE, envelope(task_id=name))
         mine = collect(lost, 2)
 
+        told = lost.renew([mine[0], *stale, mine[1]])
         ack(lost, mine[0], *stale, mine[1])
         found = counts(other)
         ack(other, *fresh)
 
+        assert told is None or list(told) == stale
         assert found == {"in_flight": 1}
         assert counts(other) == {}
 
@@ -206,7 +296,7 @@ class LeaseTests(BrokerSuite, suite=True):
 
         assert each_once([f"t{n}" for n in range(6)], ids(got))
         assert set(ids(got)[:4]) == {"t0", "t1", "t2", "t3"}, "what was reserved comes before what waited"
-        assert [each.attempts for each in got] == [0] * 6
+        assert [(each.attempts, each.recovered) for each in got] == [(0, False)] * 6
 
     def test_close_gives_back_nothing_that_was_settled(self, broker: Broker, other: Broker) -> None:
         for n in range(2):

@@ -278,6 +278,60 @@ class ReservingTests(BrokerSuite, suite=True):
         assert ids(got) == names
         assert counts(broker) == {}
 
+    def test_queue_that_is_added_is_consumed_by_a_waiting_fetch(self, broker: Broker, other: Broker) -> None:
+        broker.declare(added := queues(QUEUE, "added"))
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(_fetch_until_one_comes, broker)
+            assert not waiting.done()
+            broker.consume(added)
+            other.publish("added", envelope(task_id="t1", queue="added"))
+            (got,) = waiting.result(10)
+
+        assert (got.queue, got.headers["id"]) == ("added", "t1")
+
+    def test_queue_that_is_added_is_waited_for(self, broker: Broker, other: Broker) -> None:
+        """The push, the poll or whatever ends a waiting fetch follows the new queues."""
+        broker.declare(added := queues(QUEUE, "added"))
+        broker.consume(added)
+        broker.fetch(1, 0.0)  # uses the interrupt up
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(broker.fetch, 1, 20.0)
+            while not waiting.running():
+                time.sleep(0.001)
+            began = time.monotonic()
+            other.publish("added", envelope(queue="added"))
+            got = waiting.result(30)
+
+        assert [each.queue for each in got] == ["added"]
+        assert time.monotonic() - began < PROMPT_S
+
+    def test_queue_that_is_left_out_is_not_consumed_and_what_is_held_stays_held(
+        self, make_broker: MakeBroker, other: Broker
+    ) -> None:
+        broker = make_broker(queues=queues("one", "two"), lease_s=30.0)
+        other.publish("one", envelope(task_id="held", queue="one"))
+        held = collect(broker, 1)
+
+        broker.consume(queues("two"))
+        broker.fetch(1, 0.0)
+        other.publish("one", envelope(task_id="left", queue="one"))
+        other.publish("two", envelope(task_id="taken", queue="two"))
+
+        assert ids(collect(broker, 1)) == ["taken"]
+        assert nothing_comes(broker)
+        ack(broker, *held)
+        assert counts(other, "one") == {"waiting": 1}
+
+    def test_worker_of_no_queue_waits_until_one_is_added(self, broker: Broker) -> None:
+        broker.publish(QUEUE, envelope(task_id="t1"))
+        broker.consume(())
+        broker.fetch(1, 0.0)
+
+        assert nothing_comes(broker)
+        broker.consume(queues(QUEUE))
+
+        assert ids(collect(broker, 1)) == ["t1"]
+
 
 def _timed_fetch(broker: Broker, timeout: float) -> tuple[list[Delivery], float]:
     got = broker.fetch(10, timeout)
@@ -302,3 +356,11 @@ def _drain(broker: Broker, count: int) -> list[Delivery]:
             if batch:
                 settler.submit(ack, broker, *batch).result(10)
     return got
+
+
+def _fetch_until_one_comes(broker: Broker) -> list[Delivery]:
+    deadline = time.monotonic() + 5.0
+    while time.monotonic() < deadline:
+        if got := broker.fetch(1, 5.0):
+            return got
+    return []

@@ -157,6 +157,79 @@ class SettlingTests(BrokerSuite, suite=True):
 
         assert {each.headers["id"]: each.attempts for each in collect(broker, 3)} == {"t0": 0, "t1": 1, "t2": 0}
 
+    # ------------------------------------------------------------------ MARK
+
+    @requires(BrokerCapability.MARK)
+    def test_marked_delivery_stays_reserved(self, broker: Broker, other: Broker) -> None:
+        broker.publish(QUEUE, envelope())
+        (delivery,) = collect(broker, 1)
+
+        settle(broker, Verdict.MARK, delivery)
+
+        assert counts(broker) == {"in_flight": 1}
+        assert nothing_comes(other)
+        ack(broker, delivery)
+        assert counts(broker) == {}
+
+    @requires(BrokerCapability.MARK)
+    @pytest.mark.parametrize("count", [False, True], ids=["given back", "lost"])
+    def test_marked_delivery_is_counted_once(self, broker: Broker, count: bool) -> None:
+        broker.publish(QUEUE, envelope(task_id="marked"))
+        broker.publish(QUEUE, envelope(task_id="neighbour"))
+        marked, neighbour = collect(broker, 2)
+
+        settle(broker, Verdict.MARK, marked)
+        settle(broker, Verdict.MARK, marked)
+        settle(broker, Verdict.REQUEUE, marked, neighbour, count=False)
+        first = {each.headers["id"]: each for each in collect(broker, 2)}
+        settle(broker, Verdict.MARK, first["marked"])
+        settle(broker, Verdict.REQUEUE, *first.values(), count=count)
+        second = {each.headers["id"]: each.attempts for each in collect(broker, 2)}
+
+        assert {name: each.attempts for name, each in first.items()} == {"marked": 1, "neighbour": 0}
+        assert second == {"marked": 2, "neighbour": int(count)}
+
+    @requires(BrokerCapability.MARK)
+    def test_mark_and_end_in_one_batch(self, broker: Broker) -> None:
+        for name in ("done", "lost"):
+            broker.publish(QUEUE, envelope(task_id=name))
+        done, lost = collect(broker, 2)
+
+        broker.settle(
+            [
+                Settlement(done, Verdict.MARK),
+                Settlement(lost, Verdict.MARK),
+                Settlement(done, Verdict.ACK),
+                Settlement(lost, Verdict.REQUEUE, count=True),
+            ]
+        )
+
+        assert [(each.headers["id"], each.attempts) for each in collect(broker, 1)] == [("lost", 1)]
+        assert counts(broker) == {"in_flight": 1}
+
+    @requires(BrokerCapability.MARK, BrokerCapability.DEAD_LETTER)
+    def test_marked_delivery_that_dies_is_counted_once(self, broker: Broker) -> None:
+        broker.publish(QUEUE, envelope())
+        got = collect(broker, 1)
+
+        settle(broker, Verdict.MARK, *got)
+        settle(broker, Verdict.DEAD, *got, reason="lost", count=True)
+
+        assert broker.dead_letters(QUEUE)[0].attempts == 1
+
+    @requires(BrokerCapability.MARK)
+    def test_finished_message_leaves_its_mark_to_no_other(self, broker: Broker) -> None:
+        raw = envelope(task_id="t1")
+        broker.publish(QUEUE, raw)
+        got = collect(broker, 1)
+        settle(broker, Verdict.MARK, *got)
+        ack(broker, *got)
+
+        broker.publish(QUEUE, raw)
+        (again,) = collect(broker, 1)
+
+        assert (again.attempts, again.redelivered, again.recovered) == (0, False, False)
+
     # ------------------------------------------------------------------ DELAY
 
     @requires(BrokerCapability.DELAY)
@@ -227,6 +300,23 @@ class SettlingTests(BrokerSuite, suite=True):
 
         assert collect(broker, 1)[0].attempts == 1
 
+    @requires(BrokerCapability.DELAY, BrokerCapability.ATTEMPTS)
+    def test_delay_that_counts_raises_returns_and_not_attempts(self, broker: Broker) -> None:
+        broker.publish(QUEUE, envelope())
+        settle(broker, Verdict.REQUEUE, *collect(broker, 1), count=True)
+
+        seen = []
+        for _ in range(3):
+            (delivery,) = collect(broker, 1)
+            seen.append((delivery.attempts, delivery.returns))
+            settle(broker, Verdict.DELAY, delivery, until=time.time() + 0.05, count=True)
+        settle(broker, Verdict.REQUEUE, *collect(broker, 1), count=True)
+        (last,) = collect(broker, 1)
+
+        kept = int(self.keeps_returns)
+        assert seen == [(1, 0), (1, kept), (1, 2 * kept)]
+        assert (last.attempts, last.returns) == (2, 3 * kept)
+
     @requires(BrokerCapability.DELAY)
     def test_delay_of_thousands_holds_up_no_other(self, broker: Broker) -> None:
         for n in range(1_000):
@@ -261,6 +351,7 @@ class SettlingTests(BrokerSuite, suite=True):
                 Verdict.REQUEUE: {"waiting": 1},
                 Verdict.DELAY: {"parked": 1},
                 Verdict.DEAD: {"dead": 1},
+                Verdict.MARK: {"in_flight": 1},
             }[verdict]
         )
         assert counts(broker) == once
@@ -305,7 +396,12 @@ class SettlingTests(BrokerSuite, suite=True):
             ]
         )
 
-        ends = {Verdict.REQUEUE: "waiting", Verdict.DELAY: "parked", Verdict.DEAD: "dead"}
+        ends = {
+            Verdict.REQUEUE: "waiting",
+            Verdict.DELAY: "parked",
+            Verdict.DEAD: "dead",
+            Verdict.MARK: "in_flight",
+        }
         assert counts(broker) == {ends[verdict]: 1 for verdict in wanted if verdict in ends}
         assert ids(collect(broker, 1)) == ["requeue"]
 
@@ -322,7 +418,11 @@ class SettlingTests(BrokerSuite, suite=True):
 
 
 def _undeclared(broker: Broker, verdict: Verdict) -> bool:
-    needs = {Verdict.DELAY: BrokerCapability.DELAY, Verdict.DEAD: BrokerCapability.DEAD_LETTER}
+    needs = {
+        Verdict.DELAY: BrokerCapability.DELAY,
+        Verdict.DEAD: BrokerCapability.DEAD_LETTER,
+        Verdict.MARK: BrokerCapability.MARK,
+    }
     return verdict in needs and needs[verdict] not in broker.capabilities
 
 

@@ -1,4 +1,4 @@
-"""Broker contract: what is kept. Dead letters, messages that are no envelopes, counting, purging."""
+"""Broker contract: what is kept. Messages that are no envelopes, counting, purging."""
 
 from __future__ import annotations
 
@@ -40,55 +40,7 @@ STRANGE = {
 
 
 class StorageTests(BrokerSuite, suite=True):
-    """Dead letters, `size`, `purge`, and messages that cannot be run."""
-
-    # ------------------------------------------------------------------ DEAD
-
-    @requires(BrokerCapability.DEAD_LETTER)
-    def test_dead_message_is_kept_byte_identical_with_the_reason(self, broker: Broker, other: Broker) -> None:
-        raw = envelope("proj.add", ("ä", "\u2028"), task_id="t1")
-        broker.publish(QUEUE, raw)
-        began = time.time()
-
-        settle(broker, Verdict.DEAD, *collect(broker, 1), reason="unknown task 'proj.add' – naïve\nsecond line")
-
-        (letter,) = other.dead_letters(QUEUE)
-        assert letter.raw == raw
-        assert letter.queue == QUEUE
-        assert letter.reason == "unknown task 'proj.add' – naïve\nsecond line"
-        assert letter.attempts == 0
-        assert letter.id
-        assert began - 2 <= letter.died_at <= time.time() + 2
-        assert counts(broker) == {"dead": 1}
-        assert nothing_comes(other)
-
-    @requires(BrokerCapability.DEAD_LETTER)
-    def test_dead_letters_are_listed_newest_first_up_to_the_limit(self, broker: Broker) -> None:
-        for n in range(5):
-            broker.publish(QUEUE, envelope(task_id=f"t{n}"))
-            settle(broker, Verdict.DEAD, *collect(broker, 1), reason=f"reason {n}")
-
-        letters = broker.dead_letters(QUEUE, limit=3)
-
-        assert [letter.reason for letter in letters] == ["reason 4", "reason 3", "reason 2"]
-        assert len({letter.id for letter in broker.dead_letters(QUEUE)}) == 5
-
-    @requires(BrokerCapability.DEAD_LETTER)
-    def test_dead_letters_belong_to_their_queue(self, broker: Broker) -> None:
-        broker.publish(QUEUE, envelope())
-
-        settle(broker, Verdict.DEAD, *collect(broker, 1), reason="r")
-
-        assert broker.dead_letters("another") == []
-
-    @requires(BrokerCapability.DEAD_LETTER, BrokerCapability.ATTEMPTS)
-    def test_dead_message_keeps_its_attempts_and_counts_the_last(self, broker: Broker) -> None:
-        broker.publish(QUEUE, envelope())
-        settle(broker, Verdict.REQUEUE, *collect(broker, 1), count=True)
-
-        settle(broker, Verdict.DEAD, *collect(broker, 1), reason="lost twice", count=True)
-
-        assert broker.dead_letters(QUEUE)[0].attempts == 2
+    """`size`, `purge`, and messages that cannot be run."""
 
     # ------------------------------------------------------------------ strange messages
 

@@ -58,6 +58,24 @@ class FaultTests(PoolSuite, suite=True):
         assert [outcome(result) for result in sent] == ["victim", "other"]
         assert [entry["pid"] for entry in ledger.entries("start", name="other")] == [other]
 
+    @requires(PoolCapability.REPLACE, PoolCapability.SEVERAL_SLOTS)
+    def test_all_that_killed_executors_ran_is_put_back_and_ends(
+        self, start_worker: StartWorker, app: ModuleType, ledger: Ledger, release: Release
+    ) -> None:
+        worker = start_worker(concurrency=6)
+        sent = {f"h{n}": app.hold.delay(f"h{n}") for n in range(6)}
+        holders = {running(ledger, name, worker=worker) for name in sent}
+        waiting = [app.echo.delay(n) for n in range(20)]
+
+        for holder in holders:
+            os.kill(holder, signal.SIGKILL)
+        release()
+        results = {name: outcome(result, within_s=30) for name, result in sent.items()}
+
+        assert results == {name: name for name in sent}
+        assert all(ledger.count("end", name=name) for name in sent)
+        assert [outcome(result) for result in waiting] == [[[n], {}] for n in range(20)]
+
     @requires(PoolCapability.REPLACE)
     def test_killed_idle_executor_is_replaced(self, worker: WorkerProcess, app: ModuleType) -> None:
         before = outcome(app.pid.delay())

@@ -76,6 +76,22 @@ class ShutdownTests(PoolSuite, suite=True):
         assert outcome(burning) == "b"
         assert ledger.count("start", name="b") == 1
 
+    def test_worker_stops_in_time_though_a_task_holds_the_interpreter(
+        self, start_worker: StartWorker, app: ModuleType, ledger: Ledger
+    ) -> None:
+        worker = start_worker("--grace", "0.5")
+        app.burn.delay("b", 40)
+        running(ledger, "b", worker=worker)
+
+        began = time.monotonic()
+        worker.signal(signal.SIGTERM)
+        worker.wait(within_s=20)
+        took = time.monotonic() - began
+
+        assert took < 0.5 + COLD_S
+        assert not worker.family()
+        assert ledger.count("end") == 0
+
     def test_tasks_beyond_the_grace_period_are_put_back(
         self, start_worker: StartWorker, app: ModuleType, ledger: Ledger, release: Release
     ) -> None:

@@ -111,7 +111,56 @@ class SlotTests(PoolSuite, suite=True):
         if self.one_process_per_slot:
             assert ledger.count("start", name="beside") == 1
 
+    @requires(PoolCapability.SOFT_LIMIT, PoolCapability.SEVERAL_SLOTS)
+    def test_soft_limit_leaves_the_tasks_beside_alone(
+        self, start_worker: StartWorker, app: ModuleType, ledger: Ledger, release: Release
+    ) -> None:
+        start_worker(concurrency=4)
+        beside = [app.hold.delay(f"h{n}") for n in range(3)]
+        for n in range(3):
+            running(ledger, f"h{n}")
+        sent = app.soft.apply_async((False,), soft_time_limit=0.3)
+
+        error = outcome(sent)
+        release()
+
+        assert error_name(error) == "SoftTimeLimitExceeded"
+        assert [outcome(result) for result in beside] == ["h0", "h1", "h2"]
+        assert ledger.count("start") == 4
+
+    @requires(PoolCapability.SEVERAL_SLOTS)
+    def test_processes_and_slots_can_both_be_said(
+        self, start_worker: StartWorker, app: ModuleType, ledger: Ledger, release: Release
+    ) -> None:
+        if self.one_process_per_slot:
+            pytest.skip("the processes of this pool have one slot each")
+        start_worker("-c", "2x2")
+        sent = [app.hold.delay(f"h{n}") for n in range(4)]
+
+        holders = {running(ledger, f"h{n}") for n in range(4)}
+        release()
+
+        assert len(holders) == 2
+        assert [outcome(result) for result in sent] == ["h0", "h1", "h2", "h3"]
+
     # ------------------------------------------------------------------ processes that stay
+
+    @requires(PoolCapability.SEVERAL_SLOTS)
+    def test_exit_and_interrupt_in_tasks_leave_those_beside_alone(
+        self, start_worker: StartWorker, app: ModuleType, ledger: Ledger, release: Release
+    ) -> None:
+        start_worker(concurrency=3)
+        beside = app.hold.delay("beside")
+        running(ledger, "beside")
+
+        errors = [outcome(sent) for sent in (app.system_exit.delay(3), app.interrupt.delay())]
+        after = outcome(app.echo.delay(1))
+        release()
+
+        assert [error_name(error) for error in errors] == ["SystemExit", "KeyboardInterrupt"]
+        assert after == [[1], {}]
+        assert outcome(beside) == "beside"
+        assert ledger.count("start", name="beside") == 1
 
     @pytest.mark.parametrize("code", [0, 1], ids=["exit 0", "exit 1"])
     def test_system_exit_in_a_task_is_a_failure_and_the_process_survives(

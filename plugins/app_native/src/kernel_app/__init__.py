@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import exceptions, states
+    from . import exceptions, signals, states
     from .app import App
     from .context import current_task
     from .exceptions import (
@@ -106,12 +106,13 @@ __all__ = [
     "current_task",
     "exceptions",
     "get_task_logger",
+    "signals",
     "states",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("exceptions", "states"):
+    if name in ("exceptions", "signals", "states"):
         return importlib.import_module(f".{name}", __name__)
     try:
         module = importlib.import_module(f".{_HOME[name]}", __name__)

@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .context import running
-from .meta import MetaCodec
+from .meta import MetaCodec, address
 from .results import AsyncResult
 from .running import Coroutines
 from .sending import Sender
 from .settings import Settings
+from .signals import after_task_publish
 from .signature import Signature
 from .task import Task
 from .transport import Connections
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
+    from .announcing import Announcer
+    from .answering import AppCommand
     from .context import Context
+    from .control import Control
     from .sending import PublishOptions
     from .task import TaskOptions
 
@@ -67,10 +71,12 @@ class App:
         self.name = name
         self.conf = Settings(settings)
         self.tasks: dict[str, Task[..., Any, Any]] = {}
+        self.commands: dict[str, AppCommand] = {}
         self.connections = Connections(self.conf)
         self.coroutines = Coroutines()
         self._sender = Sender(self.conf)
         self._codec: tuple[int, MetaCodec] | None = None
+        self._announcer: Announcer | None = None
 
     # -- defining tasks
 
@@ -141,6 +147,34 @@ class App:
                 for attribute, value in (entry.get(name) or {}).items():
                     setattr(task, attribute, value)
 
+    def control_command(
+        self,
+        name: str = "",
+        *,
+        permission: Literal["read", "operate", "destroy"] = "read",
+        args: Mapping[str, type] | None = None,
+        variadic: str = "",
+        help: str = "",
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Make a remote-control command of a function: `kw inspect <name>` calls it in a running worker.
+
+        It runs in one executor process, on a thread of its own beside the tasks, and has a second to answer with JSON.
+
+        :param name: default: the function's.
+        :param args: name to type (str, int, float, bool, list, dict, or object for any).
+        :param variadic: the argument that takes all further words of a command line.
+        :raises ValueError: the name is taken or no name, or the permission is none.
+        """
+        from .answering import AppCommand
+
+        def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+            command = AppCommand.of(function, name, permission, args or {}, variadic, help)
+            if self.commands.setdefault(command.name, command) is not command:
+                raise ValueError(f"there is a command {command.name!r} already")
+            return function
+
+        return decorate
+
     # -- sending
 
     def send_task(
@@ -173,6 +207,20 @@ class App:
             return apply_as_sent(task, args, kwargs, options)
         message = self._sender.message(name, task, args, kwargs, options)
         self.connections.publish((message,), options.get("retry"), options.get("retry_policy"))
+        if self.conf.task_send_sent_event:
+            if self._announcer is None:
+                from .announcing import Announcer
+
+                self._announcer = Announcer(self.connections, self.conf)
+            self._announcer.sent(name, message)
+        if after_task_publish.receivers:
+            after_task_publish.send(
+                name,
+                body=(args, kwargs),
+                exchange=message.exchange,
+                routing_key=message.routing_key,
+                headers=message.headers,
+            )
         result: AsyncResult[Any] = AsyncResult(message.properties["correlation_id"], self)
         result.ignored = bool(message.headers.get("ignore_result"))
         parent = running()
@@ -215,9 +263,18 @@ class App:
             return
         children = None if request is None else [child.as_tuple() for child in request.children]
         stored = self.codec.other(task_id, state, result, children=children)
+        if request is not None:
+            address(stored, request.properties or {})
         self.connections.call_results(lambda backend: backend.store([stored]))
 
     # -- the rest
+
+    @property
+    def control(self) -> Control:
+        """Remote control of running workers; see `kernel_app.control`."""
+        from .control import Control
+
+        return Control(self)
 
     @property
     def current_task(self) -> Task[..., Any, Any] | None:

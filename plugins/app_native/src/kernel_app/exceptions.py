@@ -16,7 +16,9 @@
     │   ├── Ignore
     │   └── Reject
     ├── MaxRetriesExceededError, TaskRevokedError
-    └── SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError, Terminated
+    └── SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError
+    BaseException
+    └── Terminated
 
 Classes for stored exceptions whose own class is unknown here are created under this module's name.
 Imports nothing of the package.
@@ -175,5 +177,5 @@ class WorkerLostError(Exception):
     """The process that ran the task ended while it ran."""
 
 
-class Terminated(Exception):
-    """The task was ended by a remote-control command."""
+class Terminated(BaseException):
+    """Raised inside a task that is ended by a remote-control command; `except Exception` lets it pass."""

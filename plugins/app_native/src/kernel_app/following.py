@@ -14,6 +14,7 @@ from . import states
 from .context import Context
 from .exceptions import ChordError, OperationalError, Reject
 from .log import TASK_LOGGER
+from .meta import address
 from .representation import describe_error, printable
 from .signature import publish, task_ids
 
@@ -42,7 +43,12 @@ class Followers:
         :raises OperationalError: the same, of a task whose message is acknowledged already.
         :raises ChordError, DecodeError: a signature that cannot be published.
         """
-        options = {"parent_id": context.id, "root_id": context.root_id or context.id}
+        # Whoever waits for the first of a chain waits for the last one, too.
+        options = {
+            "parent_id": context.id,
+            "root_id": context.root_id or context.id,
+            "reply_to": context.reply_to,
+        }
         try:
             for callback in embed.callbacks or ():
                 self._call_back(callback, value, options)
@@ -74,7 +80,7 @@ class Followers:
         if embed.chord:
             self._refuse_chord(headers["id"], embed.chord)
         if embed.chain:
-            self._store_failures(task_ids(*embed.chain), error, text)
+            self._store_failures(task_ids(*embed.chain), error, text, context.reply_to)
         for errback in embed.errbacks or ():
             try:
                 self._call_errback(errback, headers, context, error, text)
@@ -109,10 +115,14 @@ class Followers:
         )
         self._store_failures(task_ids(chord), ChordError(CHORD_UNSUPPORTED), None)
 
-    def _store_failures(self, ids: list[str], error: BaseException, text: str | None) -> None:
+    def _store_failures(
+        self, ids: list[str], error: BaseException, text: str | None, reply_to: str | None = None
+    ) -> None:
         if not self._app.connections.has_results:
             return
         made = [self._codec.other(task_id, states.FAILURE, error, traceback=text) for task_id in ids]
+        for state in made:
+            address(state, {"reply_to": reply_to})
         try:
             self._app.connections.call_results(lambda backend: backend.store(made))
         except OperationalError as away:

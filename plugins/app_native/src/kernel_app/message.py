@@ -29,6 +29,8 @@ class Message:
     :ivar eta: unix time before which it shall not run, or None. The `eta` header says the same.
     :ivar headers: of Celery's protocol 2; `{}` for protocol 1.
     :ivar properties: correlation_id, reply_to, delivery_mode and, with an expiry, expiration (text of milliseconds).
+    :ivar declares: the queue (name, exchange, exchange_type, routing_key, queue_arguments) as it is to be made when
+        there is none of its name, or None.
     :ivar body: serialized, and compressed if the headers say so.
     """
 
@@ -36,6 +38,7 @@ class Message:
         "body",
         "content_encoding",
         "content_type",
+        "declares",
         "eta",
         "exchange",
         "exchange_type",
@@ -60,6 +63,7 @@ class Message:
         eta: float | None = None,
         content_type: str = "application/json",
         content_encoding: str = "utf-8",
+        declares: Any = None,
     ) -> None:
         self.queue = queue
         self.exchange = exchange
@@ -72,6 +76,7 @@ class Message:
         self.body = body
         self.content_type = content_type
         self.content_encoding = content_encoding
+        self.declares = declares
 
     def envelope(self) -> bytes:
         """The JSON object that virtual transports store. A new delivery tag each time it is called."""

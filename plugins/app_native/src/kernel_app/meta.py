@@ -55,13 +55,23 @@ _ARGS: Any = BaseException.__dict__["args"]
 class TaskState:
     """One state of one task, with the attributes that `ResultBackend.store` reads."""
 
-    __slots__ = ("expires", "payload", "state", "task_id")
+    __slots__ = ("correlation_id", "expires", "payload", "reply_to", "state", "task_id")
 
     def __init__(self, task_id: str, state: str, payload: bytes, expires: float | None) -> None:
         self.task_id = task_id
         self.state = state
         self.payload = payload
         self.expires = expires
+        self.reply_to = self.correlation_id = ""
+
+
+def address(state: Any, properties: Mapping[str, Any]) -> Any:
+    """Say in a state where its task's sender waits for it: `reply_to` and `correlation_id` of the message."""
+    for name in ("reply_to", "correlation_id"):
+        value = properties.get(name)
+        if isinstance(value, str):
+            setattr(state, name, value)
+    return state
 
 
 class MetaCodec:

@@ -15,12 +15,13 @@ from kernel_worker.types import Outcome, OutcomeKind, StoredResult
 
 from . import states
 from .context import Context
-from .exceptions import Ignore, Reject, Retry, TaskPredicate, TimeLimitExceeded
+from .exceptions import Ignore, Reject, Retry, TaskPredicate, TaskRevokedError, Terminated, TimeLimitExceeded
 from .following import Followers
 from .log import TASK_LOGGER
-from .meta import MetaCodec, writable
+from .meta import MetaCodec, address, writable
 from .representation import bounded_repr, describe_error, printable, safe_str
 from .retrying import automatic
+from .signals import task_failure, task_rejected, task_retry, task_revoked, task_success
 from .task import Task
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ log = logging.getLogger(TASK_LOGGER)
 TRACEBACK_CHARS = 64 * 1024
 """Longest stored traceback: what lies between its beginning and its end is left out."""
 LOGGED_LINES = 200
+SHOWN_CHARS = 1024
+"""Longest text of `Outcome.shown`."""
 
 
 class ExceptionInfo:
@@ -68,6 +71,8 @@ class Endings:
         self._app = app
         self._codec = codec
         self._followers = followers
+        self.verbose = False
+        """Whether outcomes shall carry `shown` and `traceback`: somebody listens to the worker's events."""
 
     # -- states
 
@@ -116,12 +121,14 @@ class Endings:
         made: StoredResult = self._codec.other(
             headers["id"], state, value, traceback=traceback, children=children, extra=self.extra(headers, context)
         )
-        return made
+        return made if context is None else address(made, context.properties or {})
 
     # -- ends
 
     def raised(self, run: Run, error: BaseException) -> Outcome:
         """The outcome of a run that raised `error`."""
+        if isinstance(error, Terminated):
+            return self._terminated(run, error)
         if not isinstance(error, TaskPredicate) or (isinstance(error, Retry) and error.sig is None):
             error = self._try_again(run.task, error) or error
         try:
@@ -158,12 +165,38 @@ class Endings:
         info = ExceptionInfo(error, text)
         call_hook(run.task, "on_failure", error, context.id, context.args, context.kwargs, info)
         call_hook(run.task, "after_return", states.FAILURE, error, context.id, context.args, context.kwargs, info)
+        if task_failure.receivers:
+            task_failure.send(
+                run.task,
+                task_id=context.id,
+                exception=error,
+                args=context.args,
+                kwargs=context.kwargs,
+                traceback=error.__traceback__,
+                einfo=info,
+            )
         if isinstance(error, run.task.throws):
             _log(logging.INFO, "Task %s[%s] raised expected: %s", run, describe_error(error))
         elif log.isEnabledFor(logging.ERROR):
             lines = [printable(line, 2000) for line in text.splitlines()[-LOGGED_LINES:]]
             _log(logging.ERROR, "Task %s[%s] raised unexpected: %s\n%s", run, describe_error(error), "\n".join(lines))
-        return Outcome(kind, run.runtime, describe_error(error), result=result)
+        return self._shown(Outcome(kind, run.runtime, describe_error(error), result=result), error, text)
+
+    def _shown(self, outcome: Outcome, error: BaseException, text: str) -> Outcome:
+        if self.verbose:
+            outcome.shown = printable(bounded_repr(error, SHOWN_CHARS), SHOWN_CHARS)
+            outcome.traceback = text
+        return outcome
+
+    def _terminated(self, run: Run, error: Terminated) -> Outcome:
+        """A person ended it: that is neither a failure of the task nor a reason to try again."""
+        reason = printable(safe_str(error)) or "terminated"
+        revoked = TaskRevokedError(reason)
+        result = self.state(run.task, run.headers, run.context, states.REVOKED, revoked)
+        _log(logging.INFO, "Task %s[%s] %s", run, reason)
+        if task_revoked.receivers:
+            task_revoked.send(run.task, request=run.context, terminated=True, signum=None, expired=False)
+        return self._shown(Outcome(OutcomeKind.REVOKED, run.runtime, reason, result=result), revoked, "")
 
     def _retried(self, run: Run, error: Retry) -> Outcome:
         context = run.context
@@ -171,22 +204,30 @@ class Endings:
         result = self.state(run.task, run.headers, context, states.RETRY, error.exc, text)
         info = ExceptionInfo(error, text)
         call_hook(run.task, "on_retry", error.exc, context.id, context.args, context.kwargs, info)
+        if task_retry.receivers:
+            task_retry.send(run.task, request=context, reason=error, einfo=info)
         reason = printable(str(error))
         _log(logging.INFO, "Task %s[%s] retry: %s", run, reason)
-        return Outcome(OutcomeKind.RETRY, run.runtime, reason, result=result)
+        return self._shown(Outcome(OutcomeKind.RETRY, run.runtime, reason, result=result), error.exc or error, text)
 
     def _rejected(self, run: Run, error: Reject) -> Outcome:
         requeue = bool(error.requeue)
         reason = printable(safe_str(error.reason))
         _log(logging.WARNING, "Task %s[%s] reject requeue=%s: %s", run, requeue, reason)
         result = None if requeue else self.state(run.task, run.headers, run.context, states.FAILURE, error)
+        if task_rejected.receivers:
+            task_rejected.send(run.task, message=run.context, exc=error)
         return Outcome(OutcomeKind.REJECT, run.runtime, reason, requeue=requeue, result=result)
 
-    def succeeded(self, run: Run, value: Any) -> None:
-        """Hooks and the log line of a run that returned `value`; called only if one of them is wanted."""
+    def succeeded(self, run: Run, value: Any, outcome: Outcome) -> None:
+        """Hooks, receivers and the log line of a run that returned `value`; called only if one of them is wanted."""
         context = run.context
+        if task_success.receivers:
+            task_success.send(run.task, result=value)
         call_hook(run.task, "on_success", value, context.id, context.args, context.kwargs)
         call_hook(run.task, "after_return", states.SUCCESS, value, context.id, context.args, context.kwargs, None)
+        if self.verbose:
+            outcome.shown = printable(bounded_repr(value, SHOWN_CHARS), SHOWN_CHARS)
         if log.isEnabledFor(logging.INFO):
             shown = printable(bounded_repr(value, run.task.resultrepr_maxsize), run.task.resultrepr_maxsize)
             _log(logging.INFO, "Task %s[%s] succeeded in %ss: %s", run, run.runtime, shown)

@@ -41,10 +41,16 @@ class Queue:
 class Destination:
     """Where one message goes, with nothing left to resolve."""
 
-    __slots__ = ("exchange", "exchange_type", "options", "queue", "routing_key")
+    __slots__ = ("declares", "exchange", "exchange_type", "options", "queue", "routing_key")
 
     def __init__(
-        self, queue: str, exchange: str, exchange_type: str, routing_key: str, options: Mapping[str, Any]
+        self,
+        queue: str,
+        exchange: str,
+        exchange_type: str,
+        routing_key: str,
+        options: Mapping[str, Any],
+        declares: Queue | None = None,
     ) -> None:
         self.queue = queue
         self.exchange = exchange
@@ -52,6 +58,8 @@ class Destination:
         self.routing_key = routing_key
         self.options = options
         """Further options that a route set, e.g. priority."""
+        self.declares = declares
+        """The queue as it is to be made when there is none of its name."""
 
 
 def as_queue(value: Any) -> Queue:
@@ -72,8 +80,46 @@ def as_queue(value: Any) -> Queue:
         exchange=getattr(exchange, "name", exchange) or "",
         exchange_type=getattr(exchange, "type", None) or "direct",
         routing_key=getattr(value, "routing_key", None) or "",
-        queue_arguments=getattr(value, "queue_arguments", None),
+        queue_arguments=_arguments_of(value),
     )
+
+
+_KOMBU_ARGUMENTS = {
+    "expires": ("x-expires", 1000),
+    "message_ttl": ("x-message-ttl", 1000),
+    "max_length": ("x-max-length", 1),
+    "max_length_bytes": ("x-max-length-bytes", 1),
+    "max_priority": ("x-max-priority", 1),
+}
+"""Attributes of kombu's queues that stand for arguments of RabbitMQ, and how much of one makes one of the other."""
+
+
+def _arguments_of(value: Any) -> dict[str, Any]:
+    found = dict(getattr(value, "queue_arguments", None) or {})
+    for name, (argument, factor) in _KOMBU_ARGUMENTS.items():
+        given = getattr(value, name, None)
+        if isinstance(given, (int, float)):
+            found[argument] = int(given * factor)
+    return found
+
+
+def missing_queue(conf: Settings, name: str) -> Queue:
+    """A queue that is in no setting, as the settings want such queues."""
+    queue = Queue(
+        name,
+        exchange_type=conf.task_create_missing_queue_exchange_type or "direct",
+        queue_arguments=_QUORUM if conf.task_create_missing_queue_type == "quorum" else None,
+    )
+    return _with_priority(conf, queue)
+
+
+_QUORUM = {"x-queue-type": "quorum"}
+
+
+def _with_priority(conf: Settings, queue: Queue) -> Queue:
+    if conf.task_queue_max_priority is not None:
+        queue.queue_arguments.setdefault("x-max-priority", conf.task_queue_max_priority)
+    return queue
 
 
 def configured_queues(conf: Settings) -> dict[str, Queue]:
@@ -100,9 +146,9 @@ def configured_queues(conf: Settings) -> dict[str, Queue]:
             exchange=conf.task_default_exchange or name,
             exchange_type=conf.task_default_exchange_type,
             routing_key=conf.task_default_routing_key or name,
-            queue_arguments={"x-queue-type": "quorum"} if conf.task_default_queue_type == "quorum" else None,
+            queue_arguments=_QUORUM if conf.task_default_queue_type == "quorum" else None,
         )
-    return found
+    return {name: _with_priority(conf, queue) for name, queue in found.items()}
 
 
 Route = Callable[[str, Any, Any, Mapping[str, Any], Any], Any]
@@ -150,9 +196,10 @@ class Router:
         known = self._queue(queue)
         exchange_type = exchange_type or known.exchange_type
         if exchange_type == "direct" and not (exchange and routing_key):
-            return Destination(known.name, "", "direct", known.name, merged)
+            return Destination(known.name, "", "direct", known.name, merged, known)
         exchange = exchange or known.exchange or known.name
-        return Destination(known.name, exchange, exchange_type, routing_key or known.routing_key or known.name, merged)
+        routing_key = routing_key or known.routing_key or known.name
+        return Destination(known.name, exchange, exchange_type, routing_key, merged, known)
 
     def _queue(self, queue: Any) -> Queue:
         if not isinstance(queue, str):
@@ -165,7 +212,7 @@ class Router:
                 f"queue {queue!r} is not in task_queues (has: {', '.join(sorted(self._queues))}), "
                 "and task_create_missing_queues is off"
             )
-        return Queue(queue, exchange_type=self._conf.task_create_missing_queue_exchange_type or "direct")
+        return missing_queue(self._conf, queue)
 
 
 def _route(entry: Any) -> Route:

@@ -18,9 +18,13 @@ class Coroutines:
     def __init__(self) -> None:
         # By process too: a loop that was made before a fork shares its selector with the parent.
         self._runners: dict[tuple[int, int], Any] = {}
+        self.elsewhere: Callable[[Any], Any] | None = None
+        """Runs coroutines in place of these loops; set in workers whose pool has its own way."""
 
     def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """Run to the end and return the result. The coroutine sees the caller's context variables."""
+        if self.elsewhere is not None:
+            return self.elsewhere(coroutine)
         import asyncio
         from contextvars import copy_context
 

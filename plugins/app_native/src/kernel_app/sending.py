@@ -17,6 +17,7 @@ from .representation import bounded_repr
 from .routing import Destination, Router
 from .serialization import dumps, to_json
 from .settings import Settings
+from .signals import before_task_publish
 from .transport import Identity
 
 if TYPE_CHECKING:
@@ -226,6 +227,17 @@ class Sender:
         body: Any = (args, kwargs, _embed(options) if options else _NO_EMBED)
         if options.get("headers"):
             _add_custom(headers, options["headers"])
+        if before_task_publish.receivers:  # what they change in headers and properties is sent
+            before_task_publish.send(
+                name,
+                body=body,
+                exchange=destination.exchange,
+                routing_key=destination.routing_key,
+                headers=headers,
+                properties=properties,
+                declare=[],
+                retry_policy=get("retry_policy"),
+            )
         if self._protocol_1:
             body, headers = _protocol_1(headers, body), {}
         serializer = get("serializer") or self._serializer
@@ -249,6 +261,7 @@ class Sender:
             eta=moment,
             content_type=content_type,
             content_encoding=encoding,
+            declares=destination.declares,
         )
 
 

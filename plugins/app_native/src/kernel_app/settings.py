@@ -59,6 +59,7 @@ DEFAULTS: dict[str, Any] = {
     # tasks; task_acks_late is True here: a message is acknowledged when its task has run
     "task_acks_late": True,
     "task_max_deliveries": 3,
+    "task_unknown_max_returns": 5,
     "task_acks_on_failure_or_timeout": True,
     "task_acks_on_failure": None,
     "task_acks_on_timeout": None,

@@ -133,7 +133,7 @@ def publish(
         return _publish_chain(app, own_kwargs.get("tasks"), args, kwargs, merged)
     if kind == "group":
         return _publish_group(app, own_kwargs.get("tasks"), args, kwargs, merged)
-    return [app.send_task(name, [*args, *own_args], {**own_kwargs, **kwargs}, **merged)]
+    return [app.send_task(name, (*args, *own_args), {**own_kwargs, **kwargs}, **merged)]
 
 
 def _parts(signature: Any) -> tuple[str, Sequence[Any], Mapping[str, Any], dict[str, Any]]:

@@ -14,13 +14,21 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from .context import running
 from .exceptions import ConfigError, OperationalError
-from .message import new_id
+from .message import Message, new_id
 from .settings import Settings
 
 PUBLISHERS, RESULTS = "kernel_worker.publishers", "kernel_worker.results"
-_INSTALL = {PUBLISHERS: "kernel-broker-", RESULTS: "kernel-result-"}
-_WHAT = {PUBLISHERS: "broker", RESULTS: "result backend"}
+MAILBOXES = "kernel_worker.mailboxes"
+REVOKES = "kernel_worker.revokes"
+_INSTALL = {
+    REVOKES: "kernel-limits: ",
+    PUBLISHERS: "kernel-broker-",
+    MAILBOXES: "kernel-broker-",
+    RESULTS: "kernel-result-",
+}
+_WHAT = {REVOKES: "store of revokes", PUBLISHERS: "broker", MAILBOXES: "remote control", RESULTS: "result backend"}
 
 
 def mask_url(url: str) -> str:
@@ -112,7 +120,7 @@ class Connections:
         :param policy: overrides of `task_publish_retry_policy`.
         :raises OperationalError: the broker cannot be reached, after the retries.
         """
-        urls = _urls(self._conf.broker_write_url or self._conf.broker_url)
+        urls = urls_of(self._conf.broker_write_url or self._conf.broker_url)
         if retry is None:
             retry = self._conf.task_publish_retry
         delays: Any = None
@@ -121,6 +129,7 @@ class Connections:
             for url in urls:  # a list of URLs is for failover: the next one is tried when one is away
                 publisher = self._connection(PUBLISHERS, url)
                 try:
+                    self._expect_replies(messages)
                     if len(messages) == 1:
                         publisher.publish(messages[0])
                     else:
@@ -132,9 +141,28 @@ class Connections:
                 delays = _delays({**self._conf.task_publish_retry_policy, **(policy or {})}) if retry else iter(())
             delay = next(delays, None)
             if delay is None:
-                reason = _masked(str(away), urls[-1]) or type(away).__name__
-                raise OperationalError(f"the broker at {mask_url(urls[-1])} cannot be reached: {reason}") from away
+                raise OperationalError(reason_of("broker", urls[-1], away)) from away
             time.sleep(delay)
+
+    def _expect_replies(self, messages: Sequence[Any]) -> None:
+        """Have the queue of answers before they are asked for, with `rpc://`. Raises ConnectionError.
+
+        Not inside a task: it does not wait for what it sends."""
+        if str(self._conf.result_backend).startswith("rpc") and running() is None:
+            for reply_to in {message.properties.get("reply_to") for message in messages} - {None}:
+                self.results.expect_replies(reply_to)
+
+    def announce(self, message: Message) -> None:
+        """Publish what only those who listen now need: tried once, and told to nobody when it fails."""
+        try:
+            url = urls_of(self._conf.broker_write_url or self._conf.broker_url)[0]
+            self._connection(PUBLISHERS, url).publish(message)
+        except (ConnectionError, LookupError) as error:  # LookupError: nobody listens
+            import logging
+
+            logging.getLogger("kernel_app").debug(
+                "not announced: %s", type(error).__name__, extra={"action": "not_announced"}
+            )
 
     @property
     def results(self) -> Any:
@@ -158,9 +186,7 @@ class Connections:
         try:
             return call(backend)
         except ConnectionError as error:
-            url = self._conf.result_backend
-            reason = _masked(str(error), url) or type(error).__name__
-            raise OperationalError(f"the result backend at {mask_url(url)} cannot be reached: {reason}") from error
+            raise OperationalError(reason_of("result backend", self._conf.result_backend, error)) from error
 
     def _connection(self, group: str, url: str) -> Any:
         found = self._open.get((group, url))
@@ -187,7 +213,16 @@ class Connections:
             connection.close()
 
 
-def _urls(setting: Any) -> list[str]:
+def reason_of(what: str, url: str, error: Exception | None) -> str:
+    """Words for a server that cannot be reached, without credentials."""
+    return f"the {what} at {mask_url(url)} cannot be reached: {_masked(str(error), url) or type(error).__name__}"
+
+
+def urls_of(setting: Any) -> list[str]:
+    """The URLs of a broker setting: a list, or one text with ";" between them.
+
+    :raises ConfigError: there is none.
+    """
     if not setting:
         raise ConfigError("broker_url is empty")
     if isinstance(setting, str):

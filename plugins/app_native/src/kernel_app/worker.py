@@ -6,7 +6,8 @@ from __future__ import annotations
 import importlib
 import json
 import logging
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Coroutine, Mapping
 from datetime import timedelta
 from time import time
 from types import ModuleType
@@ -17,6 +18,8 @@ from kernel_worker.types import AppInfo, Job, Outcome, OutcomeKind, QueueSpec, S
 
 from . import states
 from .app import App
+from .canvas_tasks import provide
+from .context import Context
 from .decoding import NOTHING, check_headers, read_envelope, read_protocol_1, unix_time, usable_id
 from .exceptions import (
     DecodeError,
@@ -24,16 +27,25 @@ from .exceptions import (
     NotRegistered,
     SoftTimeLimitExceeded,
     TaskRevokedError,
+    Terminated,
     TimeLimitExceeded,
     WorkerLostError,
 )
-from .execution import NativeJob, Workshop, compile_call
-from .log import TASK_LOGGER
-from .meta import MetaCodec
+from .execution import NativeJob, Workshop, compile_async_call, compile_call
+from .log import TASK_LOGGER, name_tasks_in_log, redirect_output
+from .meta import MetaCodec, address
 from .representation import printable
 from .routing import configured_queues
 from .serialization import content_types
 from .settings import is_setting
+from .signals import (
+    task_revoked,
+    task_unknown,
+    worker_process_init,
+    worker_process_shutdown,
+    worker_ready,
+    worker_shutdown,
+)
 from .task import Task
 from .transport import PUBLISHERS, RESULTS
 
@@ -69,6 +81,7 @@ class NativeLoader(AppLoader):
             app.connections.drivers.use(RESULTS, context.results)
         for module in (*app.conf.imports, *app.conf.include):
             importlib.import_module(module)
+        provide(app)
         if app.connections.has_results:
             # Imported here, once for all children of a fork server; and a missing one is told at start.
             app.connections.drivers.find(RESULTS, app.conf.result_backend)
@@ -80,6 +93,7 @@ class NativeApp(LoadedApp):
 
     soft_limit_error = SoftTimeLimitExceeded
     hard_limit_error = TimeLimitExceeded
+    cancel_error = Terminated
 
     def __init__(self, app: App) -> None:
         """:raises ConfigError: a setting that only shows now to be impossible."""
@@ -87,6 +101,10 @@ class NativeApp(LoadedApp):
         self._codec = MetaCodec(app.conf, StoredResult)
         self._accept = content_types(app.conf.accept_content)
         self._calls: dict[str, Call] = {}
+        self._async_calls: dict[str, Any] = {}
+        self._verbose = False
+        self._is_last = False
+        """Whether this executor tells of the worker's end."""
         self._shop = Workshop(app, self._codec, self._accept, "")
         self.info = _describe(app, self._accept)
 
@@ -95,9 +113,57 @@ class NativeApp(LoadedApp):
         backend: ResultBackend | None = self.app.connections.results
         return backend
 
+    @property
+    def verbose(self) -> bool:
+        """See `LoadedApp.verbose`."""
+        return self._verbose
+
+    @verbose.setter
+    def verbose(self, verbose: bool) -> None:
+        self._verbose = self._shop.endings.verbose = verbose
+
     def setup(self, node: str, wrap: Callable[[str, Call], Call]) -> None:
-        self._shop = Workshop(self.app, self._codec, self._accept, node)
-        self._calls = {name: wrap(name, compile_call(task, self._shop)) for name, task in self.app.tasks.items()}
+        self.app.coroutines.elsewhere = self.run_coroutine
+        self._shop = shop = Workshop(self.app, self._codec, self._accept, node)
+        name_tasks_in_log()
+        if self.app.conf.worker_redirect_stdouts:
+            redirect_output(self.app.conf.worker_redirect_stdouts_level)
+        shop.endings.verbose = self._verbose
+        shop.claim = self.claim
+        for name, task in self.app.tasks.items():
+            call = compile_call(task, shop)
+            wrapped = self._calls[name] = wrap(name, call)
+            # A call that a plugin has wrapped is run on a thread: the wrapper waits for its end.
+            if wrapped is call and (awaited := compile_async_call(task, shop)) is not None:
+                self._async_calls[name] = awaited
+        worker_process_init.send(self.app)
+
+    def notify(self, event: str) -> None:
+        if event == "worker_ready":
+            worker_ready.send(self.app)
+        elif event == "worker_shutdown":
+            self._is_last = True
+
+    def command(self, name: str, arguments: Mapping[str, Any]) -> Any:
+        return self.app.commands[name].function(**arguments)
+
+    def teardown(self, reason: str) -> None:
+        if self._is_last:
+            worker_shutdown.send(self.app)
+        worker_process_shutdown.send(self.app, pid=os.getpid(), exitcode=0)
+
+    def run_async(self, job: Job) -> Coroutine[Any, Any, Outcome] | None:
+        """See `LoadedApp.run_async`: for tasks of protocol 2 that are `async def`."""
+        try:
+            envelope = read_envelope(job.raw, job.payload)
+            call = self._async_calls.get(str(envelope.headers.get("task")))
+            if call is None:
+                return None
+            check_headers(envelope.headers)
+        except DecodeError:
+            return None  # `run` says what is wrong
+        started: Coroutine[Any, Any, Outcome] = call(NativeJob(job, envelope, envelope.headers, None))
+        return started
 
     def run(self, job: Job) -> Outcome:
         headers: Mapping[str, Any] = {}
@@ -127,7 +193,10 @@ class NativeApp(LoadedApp):
             printable(job.headers["id"]),
             extra={"action": "task_unknown", "task": printable(name), "task_id": printable(job.headers["id"])},
         )
-        return Outcome(OutcomeKind.UNKNOWN, error=printable(name), result=self._fail(job, None, NotRegistered(name)))
+        error = NotRegistered(name)
+        if task_unknown.receivers:
+            task_unknown.send(self.app, message=job, exc=error, name=name, id=job.headers["id"])
+        return Outcome(OutcomeKind.UNKNOWN, error=printable(name), result=self._fail(job, None, error))
 
     def conclude(self, job: Job, kind: int, error: str) -> StoredResult | None:
         """See `LoadedApp.conclude`. Also tells those that follow (chain, errbacks) of a failure."""
@@ -145,7 +214,13 @@ class NativeApp(LoadedApp):
         task = self.app.tasks.get(headers["task"]) if isinstance(headers.get("task"), str) else None
         failure = _failure(job, kind, error, str(headers.get("task")))
         if isinstance(failure, TaskRevokedError):
-            return self._shop.endings.state(task, headers, None, states.REVOKED, failure)
+            if task_revoked.receivers:
+                is_late = kind == OutcomeKind.EXPIRED
+                request = Context(headers, owner=task)
+                is_killed = kind == OutcomeKind.REVOKED and error == "terminated"
+                task_revoked.send(task, request=request, terminated=is_killed, signum=None, expired=is_late)
+            state = self._shop.endings.state(task, headers, None, states.REVOKED, failure)
+            return None if state is None else address(state, envelope.properties)
         return self._fail(native, task, failure)
 
     def _fail(self, job: NativeJob, task: Task[..., Any, Any] | None, error: Exception) -> StoredResult | None:
@@ -187,7 +262,7 @@ def _describe(app: App, accept: frozenset[str]) -> AppInfo:
         except (TypeError, ValueError):
             continue  # objects (queues, routes) mean something in this process only
         settings[name] = plain
-    queues = configured_queues(conf).values() if conf.task_queues else ()
+    queues = configured_queues(conf).values()
     warnings = tuple(
         f"accept_content has {kind}: whoever can write to the broker can run any code in this worker"
         for kind in sorted(accept)
@@ -204,6 +279,7 @@ def _describe(app: App, accept: frozenset[str]) -> AppInfo:
         ),
         default_queue=conf.task_default_queue,
         warnings=warnings,
+        commands={name: command.described() for name, command in app.commands.items()},
     )
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from typing import ClassVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 from kernel_worker.drivers import Broker, BrokerContext
 from kernel_worker.errors import BrokerRefused, BrokerUnavailable, ConfigError
@@ -23,9 +23,10 @@ from .intake import Intake
 from .interrupt import Interrupt
 from .link import Link
 from .relay import Relay
-from .server import parse
+from .server import parse_all
 from .settling import Mover
 from .topology import is_quorum
+from .wire import TooLarge
 
 _GRACE_S = 0.05
 _RESTED_S = 2.0  # a kernel that has not fetched for so long has no room: consumers do not stay open for it
@@ -53,19 +54,24 @@ class AmqpBroker(Broker):
     def __init__(self, context: BrokerContext) -> None:
         super().__init__(context)
         try:
-            self._server = parse(context.url, context.options)
+            self._addresses = parse_all(context.url, context.options)
         except ValueError as error:
             raise ConfigError(f"amqp broker: {error}") from None
         if not context.queues:
             raise ConfigError("amqp broker: no queue to consume from", hint="name one with -Q")
-        queues = {spec.name: spec for spec in context.queues}
+        self._known: dict[str, Mapping[str, Any]] = {spec.name: spec.arguments for spec in context.queues}
         self._interrupt = Interrupt()
-        self._parker = Mover(Relay(self._server, f"kw:fetch:{context.holder}"), queues)
-        self._mover = Mover(Relay(self._server, f"kw:settle:{context.holder}"), queues)
-        self._other = Relay(self._server, f"kw:other:{context.holder}")
+        self._parker = Mover(Relay(self._addresses, f"kw:fetch:{context.holder}"), self._known)
+        self._mover = Mover(Relay(self._addresses, f"kw:settle:{context.holder}"), self._known)
+        self._other = Relay(self._addresses, f"kw:other:{context.holder}")
         self._other_lock = threading.Lock()
-        grace_s = _GRACE_S if any(is_quorum(spec.arguments) for spec in context.queues) else 0.0
-        self._intake = Intake(queues, context.max_message_bytes, self._interrupt, self._parker.park, grace_s=grace_s)
+        self._intake = Intake(
+            context.queues,
+            context.max_message_bytes,
+            self._interrupt,
+            self._parker.park,
+            lambda specs: shelves.declare(self._parker.relay, specs, self._known),
+        )
         self._link: Link | None = None
 
     def connect(self) -> None:
@@ -75,7 +81,7 @@ class AmqpBroker(Broker):
             if self._link is not None and self._is_alive(self._link):
                 return
             self._hang_up()
-            self._link = Link.open(self._server, f"kw:consume:{self.context.holder}")
+            self._link = Link.open_any(self._addresses, f"kw:consume:{self.context.holder}")
             self._intake.attach(self._link)
 
     def _is_alive(self, link: Link) -> bool:
@@ -87,7 +93,13 @@ class AmqpBroker(Broker):
 
     def declare(self, queues: Sequence[QueueSpec]) -> None:
         with self._borrow() as relay:
-            shelves.declare(relay, queues)
+            shelves.declare(relay, queues, self._known)
+        is_any_quorum = any(is_quorum(arguments) for arguments in self._known.values())
+        self._intake.grace_s = _GRACE_S if is_any_quorum else 0.0
+
+    def consume(self, queues: Sequence[QueueSpec]) -> None:
+        self._intake.use(queues)
+        super().consume(queues)
 
     def fetch(self, limit: int, timeout: float) -> list[Delivery]:
         with _errors():
@@ -98,18 +110,22 @@ class AmqpBroker(Broker):
             with _errors():
                 settling.settle(self._intake, self._mover, batch)
 
-    def renew(self, held: Sequence[Delivery]) -> None:
-        """Keep the connections alive. AMQP has no other lease than that."""
+    def renew(self, held: Sequence[Delivery]) -> list[Delivery]:
+        """Keep the connections alive: AMQP has no other lease than that. Gives what ended with its connection or its
+        channel, and is delivered again to anybody."""
         with _errors():
-            self._intake.current().link.beat()
-            if time.monotonic() - self._intake.fetched_at > _RESTED_S:
-                self._intake.rest()
+            self._intake.beat()
+            if time.monotonic() - self._intake.fetched_at > _RESTED_S and (unread := self._intake.rest()):
+                self._mover.give_back(unread)
+                self._intake.current().acknowledge(unread)
             self._mover.relay.beat()
         if self._other_lock.acquire(blocking=False):
             try:
                 self._other.beat()
             finally:
                 self._other_lock.release()
+        session = self._intake.current()
+        return [delivery for delivery in held if not session.holds(delivery.receipt)]
 
     def interrupt(self) -> None:
         self._interrupt.set()
@@ -140,17 +156,44 @@ class AmqpBroker(Broker):
         with self._borrow() as relay:
             return shelves.dead_letters(relay, queue, limit)
 
+    def dead_letter(self, queue: str, id: str) -> DeadLetter | None:
+        with self._borrow() as relay:
+            return shelves.dead_letter(relay, queue, id)
+
+    def replay_dead(self, queue: str, ids: Sequence[str] | None = None) -> int:
+        """See `Broker.replay_dead`. One transaction: only a server that crashes within it can leave two of a letter."""
+        with self._borrow() as relay:
+            return shelves.replay_dead(relay, queue, ids)
+
+    def drop_dead(self, queue: str, ids: Sequence[str] | None = None) -> int:
+        with self._borrow() as relay:
+            return shelves.drop_dead(relay, queue, ids)
+
     def close(self) -> None:
+        self._give_all_back()
         self._hang_up()
         self._interrupt.close()
 
     # ------------------------------------------------------------------ connections
 
+    def _give_all_back(self) -> None:
+        """Put back what is held, so that nobody takes it for what a dead holder left. Never raises."""
+        link, session = self._link, self._intake.session
+        if link is None or session is None or not link.is_open:
+            return
+        try:
+            with link.reading:
+                held = session.held()
+                self._mover.give_back(held)
+                session.acknowledge(held)
+        except (AmqpUnavailable, AmqpRefused):
+            pass  # the server puts it back when the connection ends
+
     def _hang_up(self) -> None:
         """Close all connections; the server puts back what the consuming one held."""
         link, self._link = self._link, None
         if link is not None:
-            self._intake.channel = None
+            self._intake.session = None
             link.close()
         self._parker.relay.close()
         self._mover.relay.close()
@@ -175,3 +218,5 @@ def _errors() -> Iterator[None]:
         raise BrokerUnavailable(str(error)) from error
     except AmqpRefused as error:
         raise BrokerRefused(str(error), hint=error.hint) from error
+    except TooLarge as error:
+        raise BrokerRefused(str(error)) from error

@@ -20,7 +20,10 @@ from .tables import BadTable, read_properties, write_properties
 ATTEMPTS = "x-kw-attempts"  # deliveries that ended in a lost executor
 DUE = "x-kw-due"  # unix time; a message that comes earlier is parked again
 REASON, DIED_AT, LETTER = "x-kw-reason", "x-kw-died-at", "x-kw-letter"  # of dead letters; the last is an id
-_OWN = (ATTEMPTS, DUE, REASON, DIED_AT, LETTER)
+RETURNED = "x-kw-returned"  # a worker gave it back
+RECOVERED = "x-kw-recovered"  # an earlier holder died with it, and it was not counted since
+RETURNS = "x-kw-returns"  # times it was delayed because nobody knew its task
+_OWN = (ATTEMPTS, DUE, REASON, DIED_AT, LETTER, RETURNED, RECOVERED, RETURNS)
 # Written by the server when a message expires or is returned; they grow with every pass.
 _OF_SERVER = (
     *("x-death", "x-first-death-exchange", "x-first-death-queue", "x-first-death-reason"),
@@ -69,15 +72,29 @@ class Content:
         header anyway.
 
         :param expiration: a time to live instead, text of milliseconds.
-        :param own: attempts, due, reason, died_at, letter.
+        :param own: attempts, due, reason, died_at, letter, returned, recovered, returns; None takes one off.
         """
-        headers = {**self.headers, **self.own, **{_NAMES[name]: value for name, value in own.items()}}
+        changed = {**self.own, **{_NAMES[name]: value for name, value in own.items()}}
+        headers = {**self.headers, **{name: value for name, value in changed.items() if value is not None}}
         # The server takes a user id only from that user.
         properties = {**self.properties, "expiration": expiration, "delivery_mode": 2, "user_id": None}
         return write_properties(properties, headers or None)
 
+    def as_sent(self) -> bytes:
+        """Property flags and values to publish it again as if nothing had happened to it."""
+        return self.with_own(**dict.fromkeys(_NAMES))
 
-_NAMES = {"attempts": ATTEMPTS, "due": DUE, "reason": REASON, "died_at": DIED_AT, "letter": LETTER}
+
+_NAMES = {
+    "attempts": ATTEMPTS,
+    "due": DUE,
+    "reason": REASON,
+    "died_at": DIED_AT,
+    "letter": LETTER,
+    "returned": RETURNED,
+    "recovered": RECOVERED,
+    "returns": RETURNS,
+}
 
 
 def read(header: bytes, body: bytes) -> Content:
@@ -99,8 +116,26 @@ def read(header: bytes, body: bytes) -> Content:
 
 def attempts_of(content: Content) -> int:
     """Earlier deliveries that ended in a lost executor. Strangers may write the header too."""
-    value = content.own.get(ATTEMPTS)
+    return _count(content.own.get(ATTEMPTS))
+
+
+def returns_of(content: Content) -> int:
+    """How often it was delayed because nobody knew its task."""
+    return _count(content.own.get(RETURNS))
+
+
+def _count(value: Any) -> int:
     return value if isinstance(value, int) and 0 <= value < 1 << 31 else 0
+
+
+def is_recovered(content: Content) -> bool:
+    """Whether it says of itself that an earlier holder died with it."""
+    return content.own.get(RECOVERED) is True
+
+
+def was_returned(content: Content) -> bool:
+    """Whether a worker gave it back."""
+    return content.own.get(RETURNED) is True
 
 
 def due_of(content: Content) -> float:

@@ -5,58 +5,43 @@ its own returned ones again. So a fetch opens consumers with its limit as their 
 it has something: what comes before the server's answer belongs to the batch. A fetch that found nothing leaves them
 open for the next one; `rest` closes them when there is none.
 
+What workers gave back lies in a queue beside each queue (see topology) and is asked for first.
+
 `fetch` on the fetch thread. What the link delivers is taken in by whoever reads it, under its `reading` lock.
 """
 
 from __future__ import annotations
 
+import logging
 import struct
-import threading
 import time
-from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from kernel_worker.types import Delivery
+from kernel_worker.types import Delivery, QueueSpec
 
-from . import content, wire
-from .errors import AmqpUnavailable
+from . import content, topology, wire
+from .errors import AmqpRefused, AmqpUnavailable
 from .interrupt import Interrupt
+from .lane import Lane, Receipt, Session
 from .link import Link
-from .outstanding import Outstanding
 from .wire import Received
 
-CHANNEL = 1
+log = logging.getLogger(__name__)
+
 _TAG = struct.Struct(">QB")
 _EARLY_S = 0.02  # a message that comes back so little before its time is delivered
 _MOST_CREDIT = 65_535  # 16 bits on the wire
+_LOOK_EVERY_S = 0.05  # for what was given back, while fetches follow each other
+_LOOK_IDLE_S = 0.25  # the same, while a fetch waits
+_ASKED_AT_ONCE = 128
 
-
-@dataclass(slots=True)
-class Receipt:
-    """Where a delivery came from, and what is needed to publish it again."""
-
-    channel: Channel
-    tag: int
-    content: content.Content
-
-
-class Channel:
-    """The channel of one connection that delivers, and what it has delivered."""
-
-    def __init__(self, link: Link) -> None:
-        self.link = link
-        self.outstanding = Outstanding()
-        self.inbox: deque[Delivery] = deque()
-        self.credit: dict[str, int] = {}  # consumer tag to what it may still get; open consumers only
-        self.cancelled: set[str] = set()  # consumer tags whose end the server has confirmed
-        self.syncs_sent = self.syncs_seen = 0
-        self.changed = threading.Condition()
-
-
-Park = Callable[[Sequence[tuple[str, content.Content, float]]], None]
+Early = tuple[str, content.Content, float]
+Park = Callable[[Sequence[Early]], None]
 """Parks messages (queue, message, due) durably. Raises AmqpUnavailable or AmqpRefused."""
+Declare = Callable[[Sequence[QueueSpec]], None]
+"""Makes queues exist. Raises AmqpUnavailable or AmqpRefused."""
 
 
 class Intake:
@@ -64,221 +49,308 @@ class Intake:
 
     :param largest: bytes of the largest body that is delivered as a task.
     :param park: for messages that come before their time.
-    :param grace_s: how long to wait for messages when there is no time to wait: quorum queues may answer a cancel
+    :param declare: for queues that somebody deleted.
+    :ivar grace_s: how long to wait for messages when there is no time to wait: quorum queues may answer a cancel
         before they deliver.
     """
 
     def __init__(
-        self, queues: Iterable[str], largest: int, interrupt: Interrupt, park: Park, *, grace_s: float = 0.0
+        self, specs: Iterable[QueueSpec], largest: int, interrupt: Interrupt, park: Park, declare: Declare
     ) -> None:
-        self._queues = tuple(dict.fromkeys(queues))
+        self._specs = {spec.name: spec for spec in specs}
         self._largest = largest
         self._interrupt = interrupt
         self._park = park
-        self._grace_s = grace_s
+        self._declare = declare
         self._serial = 0
-        self._turn = 0
-        self._early: list[tuple[int, tuple[str, content.Content, float]]] = []
-        self.channel: Channel | None = None
+        self._early: list[tuple[Receipt, Early]] = []
+        self._looked_at = 0.0
+        self.grace_s = 0.0
+        self.session: Session | None = None
         self.fetched_at = 0.0  # time.monotonic() at the end of the last fetch
 
     def attach(self, link: Link) -> None:
-        """Use a new connection; what the old one delivered comes again. Raises as links do."""
-        link.open_channel(CHANNEL)
+        """Use a new connection; what the old one delivered comes again."""
         self._early = []
-        self.channel = Channel(link)
+        self._looked_at = 0.0
+        self.session = Session(link)
 
-    def current(self) -> Channel:
+    def current(self) -> Session:
         """:raises AmqpUnavailable: there is no connection."""
-        if self.channel is None:
+        if self.session is None:
             raise AmqpUnavailable("not connected")
-        return self.channel
+        return self.session
+
+    def use(self, specs: Iterable[QueueSpec]) -> None:
+        """Consume these queues from the next fetch on. Any thread."""
+        self._specs = {spec.name: spec for spec in specs}
+
+    def look_soon(self) -> None:
+        """Something was given back: the next fetch asks for it. Any thread."""
+        self._looked_at = 0.0
 
     # ------------------------------------------------------------------ fetching
 
     def fetch(self, limit: int, timeout: float) -> list[Delivery]:
         """See `Broker.fetch`."""
-        channel = self.current()
+        session = self.current()
         deadline = time.monotonic() + timeout
-        with channel.link.reading:
+        with session.link.reading:
             try:
-                return self._fetch(channel, limit, deadline)
+                if limit < 1 or self._interrupt.take():
+                    self._end_consumers(session)
+                else:
+                    self._wait(session, limit, deadline)
+                self._repark(session)
+                return [session.inbox.popleft() for _ in range(min(len(session.inbox), max(limit, 0)))]
             finally:
                 self.fetched_at = time.monotonic()
 
-    def _fetch(self, channel: Channel, limit: int, deadline: float) -> list[Delivery]:
-        if limit < 1 or self._interrupt.take():
-            self._end_consumers(channel)
-            return self._collect(channel, limit)
-        is_first = True
-        while not channel.inbox:
-            self._open_consumers(channel, limit)
-            left = deadline - time.monotonic()
-            if left <= 0 and not is_first:
-                if not channel.inbox:
-                    return []
+    def _wait(self, session: Session, limit: int, deadline: float) -> None:
+        """Take in at least one message until the deadline. Consumers stay open only if there was none in time."""
+        mended: set[str] = set()
+        while not session.inbox:
+            self._open_lanes(session, mended)
+            self._look_at_returned(session, limit)
+            if session.inbox:
                 break
-            # Without time to wait the answer to "is there something" still takes a round trip: the cancel's.
+            left = deadline - time.monotonic()
+            if left <= 0 and self._are_open(session, limit):
+                return
+            self._open_consumers(session, limit)
             if left <= 0:
-                until = time.monotonic() + self._grace_s
-                while not channel.inbox and time.monotonic() < until:
-                    self._take_in(channel, channel.link.receive(until - time.monotonic()))
-                self._end_consumers(channel)
-                self._repark(channel)
-                return self._collect(channel, limit)
-            is_first = False
-            self._take_in(channel, channel.link.receive(left, self._interrupt.descriptor))
-            self._repark(channel)
+                # Without time to wait the answer to "is there something" still takes a round trip: the cancel's.
+                self._linger(session)
+                break
+            wait_s = min(left, _LOOK_IDLE_S)
+            self._take_in(session, session.link.receive(wait_s, self._interrupt.descriptor))
+            self._repark(session)
             if self._interrupt.take():
                 break
-        self._end_consumers(channel)
-        self._repark(channel)
-        return self._collect(channel, limit)
+        self._end_consumers(session)
 
-    def _collect(self, channel: Channel, limit: int) -> list[Delivery]:
-        return [channel.inbox.popleft() for _ in range(min(len(channel.inbox), max(limit, 0)))]
+    def _linger(self, session: Session) -> None:
+        until = time.monotonic() + self.grace_s
+        while not session.inbox and time.monotonic() < until:
+            self._take_in(session, session.link.receive(until - time.monotonic()))
 
-    def _open_consumers(self, channel: Channel, limit: int) -> None:
+    # ------------------------------------------------------------------ channels and consumers
+
+    def _open_lanes(self, session: Session, mended: set[str]) -> None:
+        """Have a channel for each queue that is to be consumed, and give up those of others.
+
+        :param mended: queues that were declared again during this fetch: a second loss is an error.
+        :raises AmqpRefused: a queue cannot be consumed.
+        """
+        specs = self._specs
+        if not session.lost and len(session.lanes) == len(specs) and session.of_queue.keys() == specs.keys():
+            return
+        for queue, reason in list(session.lost.items()):
+            del session.lost[queue]
+            if queue not in specs:
+                continue
+            if queue in mended:
+                raise AmqpRefused(f"queue {queue!r} cannot be consumed: {reason}")
+            mended.add(queue)
+            log.warning(
+                "queue %s: %s; it is declared and consumed again",
+                queue,
+                reason,
+                extra={"action": "queue_lost", "queue": queue, "reason": reason},
+            )
+            self._declare([specs[queue]])
+        session.keep_only(specs)
+        for queue in [queue for queue in specs if queue not in session.of_queue]:
+            lane = session.add(queue)
+            session.link.send(wire.frame(lane.number, wire.CHANNEL_OPEN, b"\0"))
+            session.link.wait_for(
+                lane.number, wire.CHANNEL_OPEN_OK, lambda received: self._take_in(session, [received])
+            )
+
+    def _are_open(self, session: Session, limit: int) -> bool:
+        """Whether every queue has a consumer that may bring something, and not too much."""
+        share = self._share(session, limit)
+        lanes = session.of_queue.values()
+        return all(lane.consumer and 0 < lane.credit <= share for lane in lanes) and bool(lanes)
+
+    def _share(self, session: Session, limit: int) -> int:
+        return min(max(1, limit // max(1, len(session.of_queue))), _MOST_CREDIT)
+
+    def _open_consumers(self, session: Session, limit: int) -> None:
         """Have consumers whose credit is the limit, shared among the queues."""
-        share = min(max(1, limit // len(self._queues)), _MOST_CREDIT)
-        open_credit = channel.credit.values()
-        if open_credit and max(open_credit) <= share and min(open_credit) > 0:
+        if self._are_open(session, limit):
             return
-        self._end_consumers(channel)
-        requests = [wire.qos(CHANNEL, share)]
-        self._turn += 1
-        turn = self._turn % len(self._queues)
-        for index in (*range(turn, len(self._queues)), *range(turn)):
-            self._serial += 1
-            tag = f"kw.{self._serial}.{index}"
-            requests.append(wire.consume(CHANNEL, self._queues[index], tag))
-            channel.credit[tag] = share
-        channel.link.send(b"".join(requests))
+        self._end_consumers(session)
+        share = self._share(session, limit)
+        requests: list[bytes] = []
+        lanes = list(session.of_queue.values())
+        self._serial += 1
+        turn = self._serial % max(1, len(lanes))
+        for lane in (*lanes[turn:], *lanes[:turn]):
+            lane.consumer, lane.credit = f"kw.{self._serial}", share
+            requests += (wire.qos(lane.number, share), wire.consume(lane.number, lane.queue, lane.consumer))
+        if requests:
+            session.link.send(b"".join(requests))
 
-    def _end_consumers(self, channel: Channel) -> None:
+    def _end_consumers(self, session: Session) -> None:
         """Close the consumers; what the server had sent to them is in the inbox afterwards."""
-        if not channel.credit:
+        waited = [lane for lane in session.lanes.values() if lane.consumer]
+        if not waited:
             return
-        waited = list(channel.credit)
-        channel.link.send(b"".join(wire.cancel(CHANNEL, tag) for tag in waited))
-        deadline = time.monotonic() + channel.link.server.deadline_s
-        while not channel.cancelled.issuperset(waited):
-            received = channel.link.receive(deadline - time.monotonic())
-            self._take_in(channel, received)
-            if not received and time.monotonic() >= deadline:
-                raise channel.link.fail("no answer to a cancel in time")
-        channel.credit.clear()
-        channel.cancelled.clear()
+        session.link.send(b"".join(wire.cancel(lane.number, lane.consumer) for lane in waited))
+        self._take_in_until(session, lambda: not any(lane.consumer and lane.is_open for lane in waited), "a cancel")
 
-    def rest(self) -> None:
-        """Close consumers that a fetch left open, and give back what they got. Settle thread.
+    def _take_in_until(self, session: Session, is_done: Callable[[], bool], what: str) -> None:
+        link = session.link
+        deadline = time.monotonic() + link.server.deadline_s
+        while not is_done():
+            received = link.receive(deadline - time.monotonic())
+            self._take_in(session, received)
+            if not received and time.monotonic() >= deadline:
+                raise link.fail(f"no answer to {what} in time")
+
+    def _look_at_returned(self, session: Session, limit: int) -> None:
+        """Take what was given back. One message of each queue is asked for first: mostly there is none."""
+        if time.monotonic() - self._looked_at < _LOOK_EVERY_S:
+            return
+        lanes = list(session.of_queue.values())
+        count = 1
+        while lanes:
+            for lane in lanes:
+                lane.asked, lane.is_empty = count, False
+            names = {lane: topology.returned_queue(lane.queue) for lane in lanes}
+            session.link.send(b"".join(wire.get(lane.number, names[lane]) * count for lane in lanes))
+            self._take_in_until(session, partial(_is_answered, lanes), "a get")
+            lanes = [lane for lane in lanes if lane.is_open and not lane.is_empty]
+            if lanes:
+                self._end_consumers(session)
+                count = min((limit - len(session.inbox)) // len(lanes), _ASKED_AT_ONCE)
+                if count < 1:
+                    return  # and look again at once
+        self._looked_at = time.monotonic()
+
+    # ------------------------------------------------------------------ without a fetch
+
+    def beat(self) -> None:
+        """Read what has come while no fetch does: heartbeats, closed channels. Any thread; not while a fetch is under way.
+
+        :raises AmqpUnavailable: the connection is lost, or silent for too long.
+        """
+        link = self.current().link
+        if link.reading.acquire(blocking=False):
+            try:
+                self._take_in(self.current(), link.receive(0.0))
+            finally:
+                link.reading.release()
+        link.beat()
+
+    def rest(self) -> list[Receipt]:
+        """Close consumers that a fetch left open; what they got, to be given back. Settle thread.
 
         For a kernel that has stopped fetching. Does nothing while a fetch is under way.
         """
-        channel = self.current()
-        if not (channel.credit or channel.inbox) or not channel.link.reading.acquire(blocking=False):
-            return
+        session = self.current()
+        if not session.link.reading.acquire(blocking=False):
+            return []
         try:
-            self._end_consumers(channel)
-            self._repark(channel)
-            tags = [delivery.receipt.tag for delivery in channel.inbox]
-            channel.inbox.clear()
+            self._end_consumers(session)
+            self._repark(session)
+            receipts: list[Receipt] = [delivery.receipt for delivery in session.inbox]
+            session.inbox.clear()
         finally:
-            channel.link.reading.release()
-        channel.outstanding.settle(tags)
-        channel.link.send(b"".join(wire.reject(CHANNEL, tag) for tag in tags))
-
-    def wait_for_sync(self, channel: Channel, number: int) -> None:
-        """Wait until the server has handled what was sent before the sync of this number. Settle thread.
-
-        Reads the answer itself, unless a fetch is reading.
-        """
-        link = channel.link
-        deadline = time.monotonic() + link.server.deadline_s
-        while channel.syncs_seen < number:
-            if link.reading.acquire(blocking=False):
-                try:
-                    if channel.syncs_seen < number:
-                        self._take_in(channel, link.receive(deadline - time.monotonic()))
-                finally:
-                    link.reading.release()
-            else:
-                with channel.changed:
-                    # Short, because the fetch may have ended before it saw the answer.
-                    channel.changed.wait_for(lambda: channel.syncs_seen >= number, 0.02)
-            if time.monotonic() >= deadline:
-                raise link.fail("no answer in time")
+            session.link.reading.release()
+        return receipts
 
     # ------------------------------------------------------------------ taking in
 
-    def _take_in(self, channel: Channel, received: Iterable[Received]) -> None:
+    def _take_in(self, session: Session, received: Iterable[Received]) -> None:
         for each in received:
+            lane = session.lanes.get(each.channel)
+            if lane is None:
+                continue  # of a channel that has been closed
             if each.method == wire.BASIC_DELIVER:
-                self._deliver(channel, each)
+                self._deliver(session, lane, each, wire.read_short(each.arguments, 0)[1])
+                lane.credit -= 1
+            elif each.method == wire.BASIC_GET_OK:
+                lane.asked -= 1
+                self._deliver(session, lane, each, 0)
+            elif each.method == wire.BASIC_GET_EMPTY:
+                lane.asked -= 1
+                lane.is_empty = True
             elif each.method == wire.BASIC_CANCEL_OK:
-                channel.cancelled.add(wire.read_short(each.arguments, 0)[0])
-            elif each.method == wire.CONFIRM_SELECT_OK:
-                channel.syncs_seen += 1
-                with channel.changed:
-                    channel.changed.notify_all()
+                lane.consumer = ""
             elif each.method == wire.BASIC_CANCEL:
-                queue = self._queue_of(wire.read_short(each.arguments, 0)[0])
-                raise channel.link.fail(f"the server ended consuming: queue {queue!r} was deleted or moved")
+                lane.consumer = ""
+                session.lost[lane.queue] = "the server ended consuming, it was deleted or moved"
             elif each.method == wire.CHANNEL_CLOSE:
-                raise channel.link.fail(f"channel closed: {channel.link.channel_closed(each)}")
+                session.end(lane, each)
+            elif each.method == wire.CHANNEL_CLOSE_OK:
+                session.forget(lane)
 
-    def _queue_of(self, consumer: str) -> str:
-        return self._queues[int(consumer.rpartition(".")[2])]
-
-    def _deliver(self, channel: Channel, received: Received) -> None:
+    def _deliver(self, session: Session, lane: Lane, received: Received, at: int) -> None:
         arguments = received.arguments
-        consumer, at = wire.read_short(arguments, 0)
-        tag, redelivered = _TAG.unpack_from(arguments, at)
+        tag, flags = _TAG.unpack_from(arguments, at)
         exchange, at = wire.read_short(arguments, at + 9)
         routing_key, _ = wire.read_short(arguments, at)
-        queue = self._queue_of(consumer)
-        if consumer in channel.credit:
-            channel.credit[consumer] -= 1
-        channel.outstanding.add(tag, queue)
         found = content.read(received.header, received.body)
+        # Nothing of ours goes back by rejecting it: what the server marks was held by somebody who died, or was cut off.
+        was_held = bool(flags & 1)
+        receipt = Receipt(lane, tag, found, was_held or content.is_recovered(found))
+        lane.outstanding.add(tag, receipt)
         due = content.due_of(found)
         if due > time.time() + _EARLY_S:
-            self._early.append((tag, (queue, found, due)))
+            self._early.append((receipt, (lane.queue, found, due)))
             return
-        receipt = Receipt(channel, tag, found)
-        channel.inbox.append(self._delivery(queue, receipt, exchange, routing_key, bool(redelivered & 1)))
+        again = was_held or content.was_returned(found)
+        session.inbox.append(self._delivery(receipt, exchange, routing_key, again))
 
-    def _delivery(self, queue: str, receipt: Receipt, exchange: str, routing_key: str, redelivered: bool) -> Delivery:
-        found = receipt.content
+    def _delivery(self, receipt: Receipt, exchange: str, routing_key: str, redelivered: bool) -> Delivery:
+        found, queue = receipt.content, receipt.lane.queue
         error = found.error
         raw: bytes = b""
         properties: dict[str, Any] = {}
+        if routing_key == topology.returned_queue(queue):
+            routing_key = queue
         try:
             raw, properties = found.envelope(exchange, routing_key)
         except (TypeError, ValueError, RecursionError) as failure:
             error = error or f"headers that JSON cannot hold: {failure}"
         if len(found.body) + len(raw) > self._largest:
             error = f"too large: {len(found.body)} bytes, at most {self._largest} are delivered"
-        headers = found.headers if error is None else {}
-        attempts = content.attempts_of(found)
-        return Delivery(queue, raw, headers, receipt, properties, attempts, redelivered, found.body, error)
+        return Delivery(
+            queue,
+            raw,
+            found.headers if error is None else {},
+            receipt,
+            properties,
+            content.attempts_of(found),
+            redelivered,
+            found.body,
+            error,
+            receipt.recovered,
+            content.returns_of(found),
+        )
 
-    def _repark(self, channel: Channel) -> None:
+    def _repark(self, session: Session) -> None:
         """Park what came before its time for the rest of it."""
         if not self._early:
             return
         early, self._early = self._early, []
         self._park([message for _, message in early])
-        tags = [tag for tag, _ in early]
-        channel.outstanding.settle(tags)
-        channel.link.send(b"".join(wire.ack(CHANNEL, tag) for tag in tags))
+        session.acknowledge(receipt for receipt, _ in early)
 
     # ------------------------------------------------------------------ counting
 
     def held(self, queue: str) -> tuple[int, int]:
         """Messages of a queue that were delivered and are not settled, and those that no fetch has returned yet."""
-        channel = self.channel
-        if channel is None:
+        session = self.session
+        if session is None:
             return 0, 0
-        unread = Counter(delivery.queue for delivery in tuple(channel.inbox))[queue]
-        return channel.outstanding.count()[queue] - unread, unread
+        unread = sum(delivery.queue == queue for delivery in tuple(session.inbox))
+        lanes = [lane for lane in tuple(session.lanes.values()) if lane.queue == queue]
+        return sum(len(lane.outstanding) for lane in lanes) - unread, unread
+
+
+def _is_answered(lanes: Sequence[Lane]) -> bool:
+    """Whether all that was asked for has been answered, as far as the channels still exist."""
+    return not any(lane.asked and lane.is_open for lane in lanes)

@@ -17,11 +17,11 @@ from typing import Any
 
 from . import wire
 from .errors import AmqpRefused, AmqpUnavailable
-from .server import Server
+from .server import Addresses, Server
 from .wire import Received
 
 _RECEIVE_BYTES = 1 << 20
-_SILENCE = 1.2  # heartbeats that the server may be late: it sends one every half interval
+_SILENCE = 1.1  # intervals without a word: the server sends a heartbeat every half interval
 _REFUSALS = {403: "check user, password and rights", 530: "check that the vhost exists and may be used"}
 
 
@@ -60,7 +60,7 @@ class Link:
         connection = amqp.Connection(
             host=f"{host}:{server.port}",
             userid=server.user,
-            password=server.password,
+            password=_secret(server),
             login_method=server.login_method,
             virtual_host=server.virtual_host,
             client_properties={"connection_name": server.client_name or name, "product": "kernel-worker"},
@@ -82,6 +82,24 @@ class Link:
             connection.collect()
             raise AmqpUnavailable(f"{server}: {_one_line(error) or type(error).__name__}") from None
         return cls(server, connection)
+
+    @classmethod
+    def open_any(cls, addresses: Addresses, name: str) -> Link:
+        """Connect to the first address that answers, beginning with the one that did the last time.
+
+        :raises AmqpUnavailable, AmqpRefused: none does; the error is the last one's.
+        """
+        failure: AmqpUnavailable | AmqpRefused | None = None
+        for server in addresses.in_turn():
+            try:
+                link = cls.open(server, name)
+            except (AmqpUnavailable, AmqpRefused) as error:
+                failure = error
+                continue
+            addresses.prefer(server)
+            return link
+        assert failure is not None
+        raise failure
 
     def fileno(self) -> int:
         """The socket's descriptor, for `select`."""
@@ -112,11 +130,14 @@ class Link:
         """Send a heartbeat if nothing was sent for a while; notice a server that has gone silent. Any thread."""
         if not self._heartbeat_s:
             return
-        if time.monotonic() - self._said_at > self._heartbeat_s / 4:
-            self.send(wire.HEARTBEAT)
+        self._say_something()
         if self.reading.acquire(blocking=False):
             self.reading.release()
             self.check_silence()
+
+    def _say_something(self) -> None:
+        if time.monotonic() - self._said_at > self._heartbeat_s / 4:
+            self.send(wire.HEARTBEAT)
 
     def check_silence(self) -> None:
         """:raises AmqpUnavailable: nothing came for longer than the heartbeat allows, and nothing waits to be read."""
@@ -127,7 +148,7 @@ class Link:
     # ------------------------------------------------------------------ reading
 
     def receive(self, timeout: float, wake: int | None = None) -> list[Received]:
-        """What has come, waiting up to `timeout` seconds for the first; [] also when `wake` is readable.
+        """What has come, waiting up to `timeout` seconds for the first; [] also earlier, e.g. when `wake` is readable.
 
         With `reading` held. Closing by the server is answered and raised; blocking is noted.
 
@@ -135,7 +156,11 @@ class Link:
         :raises AmqpUnavailable: the connection is lost.
         """
         self._check()
+        if self._heartbeat_s:  # come back in time to notice silence
+            timeout = min(timeout, self._heartbeat_s / 4)
         if not self._is_readable(timeout, wake):
+            if self._heartbeat_s:
+                self._say_something()
             self.check_silence()
             return []
         try:
@@ -203,20 +228,32 @@ class Link:
 
     def wait_for(self, channel: int, answer: int, other: Callable[[Received], None] | None = None) -> Received:
         """Read until a method comes on a channel. With `reading` held. Raises as `call` does."""
+        result: Received | None = None
+
+        def take(received: Received) -> None:
+            nonlocal result
+            if received.channel == channel and received.method == answer and result is None:
+                result = received
+            elif other is not None:
+                other(received)
+
+        self.wait_until(channel, lambda: result is not None, take)
+        assert result is not None
+        return result
+
+    def wait_until(self, channel: int, is_done: Callable[[], bool], take: Callable[[Received], None]) -> None:
+        """Read and hand over what comes until that was enough; silence for the deadline ends the connection. With
+        `reading` held. Raises as `call` does, also when the server closes this channel."""
         deadline = time.monotonic() + self.server.deadline_s
-        while True:
+        while not is_done():
             received = self.receive(deadline - time.monotonic())
-            result = None
             for each in received:
-                if each.channel == channel and each.method == answer and result is None:
-                    result = each
-                elif each.channel == channel and each.method == wire.CHANNEL_CLOSE:
+                if each.channel == channel and each.method == wire.CHANNEL_CLOSE:
                     raise self.channel_closed(each)
-                elif other is not None:
-                    other(each)
-            if result is not None:
-                return result
-            if time.monotonic() >= deadline:
+                take(each)
+            if any(each.channel == channel for each in received):
+                deadline = time.monotonic() + self.server.deadline_s
+            elif time.monotonic() >= deadline:
                 raise self.fail(f"no answer within {self.server.deadline_s:g} s")
 
     def open_channel(self, channel: int) -> None:
@@ -254,7 +291,7 @@ class Link:
         try:
             if self._error is None and self.reading.acquire(timeout=1.0):
                 try:
-                    self.send(wire.frame(0, wire.CONNECTION_CLOSE, b"\0\0\0\0\0\0\0"))
+                    self.send(wire.frame(0, wire.CONNECTION_CLOSE, wire.GOOD_BYE))
                     deadline = time.monotonic() + within_s
                     while time.monotonic() < deadline:
                         self.receive(deadline - time.monotonic())
@@ -271,6 +308,18 @@ class Link:
             self._socket.close()
         except OSError:
             pass
+
+
+def _secret(server: Server) -> str:
+    """The password, read again from its file where there is one."""
+    if not server.password_file:
+        return server.password
+    try:
+        with open(server.password_file, encoding="utf-8") as file:
+            return file.read().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise AmqpUnavailable(f"{server}: password_file {server.password_file!r} cannot be read: {reason}") from None
 
 
 def _one_line(text: object) -> str:

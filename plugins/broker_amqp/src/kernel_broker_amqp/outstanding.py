@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
 from collections.abc import Collection
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
 
 
-class Outstanding:
-    """Delivery tags of one channel, in order from 1. Any thread."""
+class Outstanding(Generic[T]):
+    """Delivery tags of one channel, in order from 1, each with what was delivered. Any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._queues: dict[int, str] = {}
+        self._held: dict[int, T] = {}
         self._lowest = 1  # no tag below it is outstanding
         self._next = 1
 
-    def add(self, tag: int, queue: str) -> None:
+    def add(self, tag: int, delivered: T) -> None:
         with self._lock:
-            self._queues[tag] = queue
+            self._held[tag] = delivered
             self._next = tag + 1
 
     def __contains__(self, tag: int) -> bool:
-        return tag in self._queues
+        return tag in self._held
+
+    def __len__(self) -> int:
+        return len(self._held)
 
     def settle(self, tags: Collection[int]) -> int:
         """Take these off; returns the lowest tag that is still outstanding or has not come yet.
@@ -31,12 +36,12 @@ class Outstanding:
         """
         with self._lock:
             for tag in tags:
-                self._queues.pop(tag, None)
-            while self._lowest < self._next and self._lowest not in self._queues:
+                self._held.pop(tag, None)
+            while self._lowest < self._next and self._lowest not in self._held:
                 self._lowest += 1
             return self._lowest
 
-    def count(self) -> Counter[str]:
-        """How many, by queue."""
+    def all(self) -> list[T]:
+        """What is held, in the order of delivery."""
         with self._lock:
-            return Counter(self._queues.values())
+            return list(self._held.values())

@@ -7,12 +7,14 @@ Any thread; after a fork the child opens connections of its own. What fails is n
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from . import delayed_delivery
 from .errors import AmqpRefused, AmqpUnavailable, NotRouted
 from .relay import NOT_FOUND, Outgoing, Relay
-from .server import parse
+from .server import parse_all
 from .tables import write_properties
 
 _IDLE = 10
@@ -28,7 +30,7 @@ class AmqpPublisher:
     """
 
     def __init__(self, url: str, options: Mapping[str, Any]) -> None:
-        self._server = parse(url, options)
+        self._addresses = parse_all(url, options)
         self._confirm = bool(options.get("confirm_publish", True))
         self._most = int(options.get("max_connections") or _IDLE)
         self._idle: list[Relay] = []
@@ -123,7 +125,7 @@ class AmqpPublisher:
                 return relay
             relay.abandon()
             self._known.clear()  # a server that was restarted may have been emptied
-        return Relay(self._server, f"kw:publish:{os.getpid()}", confirm=self._confirm)
+        return Relay(self._addresses, f"kw:publish:{os.getpid()}", confirm=self._confirm)
 
     def _give(self, relay: Relay) -> None:
         if len(self._idle) < self._most and self._pid == os.getpid():
@@ -157,14 +159,37 @@ def _outgoing(message: Any) -> Outgoing:
         "expiration": given.get("expiration"),
     }
     routing_key = message.routing_key if message.exchange else message.queue or message.routing_key
-    return Outgoing(message.exchange, routing_key, write_properties(properties, message.headers), message.body)
+    header = write_properties(properties, message.headers)
+    seconds = _delay_of(message)
+    if seconds:
+        return Outgoing(
+            delayed_delivery.ENTRY, delayed_delivery.routing_key(seconds, routing_key), header, message.body
+        )
+    return Outgoing(message.exchange, routing_key, header, message.body)
+
+
+def _delay_of(message: Any) -> int:
+    """Seconds to wait in the server before it is delivered; 0 when the worker is to see to it."""
+    spec = getattr(message, "declares", None)
+    if message.eta is None or spec is None or not message.exchange:
+        return 0
+    if not delayed_delivery.can_delay(message.exchange_type, spec.queue_arguments):
+        return 0
+    return max(0, min(int(message.eta - time.time()), delayed_delivery.LONGEST_S))
 
 
 def _declare(relay: Relay, message: Any) -> None:
     """What a message needs: its queue if there is none of that name, its exchange, and the binding."""
+    spec = getattr(message, "declares", None)
     queue = message.queue or ("" if message.exchange else message.routing_key)
     if queue and not relay.exists(queue):
-        relay.declare_queue(queue, {})
-    if queue:
+        relay.declare_queue(queue, spec.queue_arguments if spec is not None else {})
+    if spec is not None:
+        exchange, key = spec.exchange or queue, spec.routing_key or queue
+        relay.bind(queue, exchange, spec.exchange_type, key)
+        if delayed_delivery.can_delay(spec.exchange_type, spec.queue_arguments):
+            delayed_delivery.declare(relay, relay.addresses.delayed_queue_type)
+            delayed_delivery.bind(relay, queue, exchange, key)
+    elif queue:
         # Bound to an exchange of its name, or the one that was asked for: what Celery declares.
         relay.bind(queue, message.exchange or queue, message.exchange_type, message.routing_key or queue)

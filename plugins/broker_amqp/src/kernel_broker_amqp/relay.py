@@ -6,13 +6,13 @@ Every message is mandatory: one that no queue takes comes back and is an error, 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from . import wire
 from .errors import AmqpRefused, AmqpUnavailable, NotRouted
 from .link import Link
-from .server import Server
+from .server import Addresses
 from .tables import write_table
 from .wire import Received
 
@@ -20,7 +20,8 @@ _CHANNEL = 1
 _FLIGHT = 1_000  # messages that are sent before their confirms are waited for
 _FLIGHT_BYTES = 4 * 1024 * 1024
 NOT_FOUND, CONFLICT = 404, 406
-_GOOD_BYE = bytes(7)  # no reply code, no text, no method
+_SIFTING = 2  # number of a second channel, for transactions
+_SIFTED_AT_ONCE = 200
 
 
 class Outgoing(NamedTuple):
@@ -39,8 +40,8 @@ class Relay:
         is noticed, and what no queue takes is dropped by the server.
     """
 
-    def __init__(self, server: Server, name: str, *, confirm: bool = True) -> None:
-        self._server = server
+    def __init__(self, addresses: Addresses, name: str, *, confirm: bool = True) -> None:
+        self.addresses = addresses
         self._name = name
         self._confirm = confirm
         self._link: Link | None = None
@@ -51,9 +52,10 @@ class Relay:
 
     # ------------------------------------------------------------------ publishing
 
-    def publish(self, messages: Sequence[Outgoing]) -> None:
+    def publish(self, messages: Sequence[Outgoing], *, mandatory: bool = True) -> None:
         """Publish all, in order; the server has stored them when this returns (with confirms).
 
+        :param mandatory: whether it is an error when no queue takes one; else the server drops it.
         :raises NotRouted: no queue takes one of them; the others are published. Names exchange and key.
         :raises AmqpRefused: an exchange does not exist (404), or the server refuses.
         :raises AmqpUnavailable: the server is away, blocks publishers, or could not store; some may be stored.
@@ -64,7 +66,7 @@ class Relay:
         flight: list[bytes] = []
         size = 0
         for message in messages:
-            data = wire.publish_frames(_CHANNEL, *message, link.frame_max, self._confirm)
+            data = wire.publish_frames(_CHANNEL, *message, link.frame_max, self._confirm and mandatory)
             flight.append(data)
             size += len(data)
             if len(flight) >= _FLIGHT or size >= _FLIGHT_BYTES:
@@ -73,7 +75,7 @@ class Relay:
         if flight:
             lost += self._fly(link, flight)
         if lost:
-            raise NotRouted(f"{self._server}: no queue takes what is sent to {lost[0]}", code=312)
+            raise NotRouted(f"{link.server}: no queue takes what is sent to {lost[0]}", code=312)
 
     def _fly(self, link: Link, flight: list[bytes]) -> list[str]:
         """Send some, wait for their confirms; where to those that came back were sent."""
@@ -86,7 +88,7 @@ class Relay:
     def _confirmations(self, link: Link, pending: set[int]) -> list[str]:
         lost: list[str] = []
         refused = 0
-        deadline = time.monotonic() + self._server.deadline_s
+        deadline = time.monotonic() + link.server.deadline_s
         while pending:
             received = link.receive(deadline - time.monotonic())
             for each in received:
@@ -100,22 +102,22 @@ class Relay:
                 else:
                     self._other(link, each)
             if received:
-                deadline = time.monotonic() + self._server.deadline_s
+                deadline = time.monotonic() + link.server.deadline_s
             elif pending and time.monotonic() >= deadline:
                 reason = f"publishing is blocked: {link.blocked}" if link.blocked else "no confirm in time"
                 raise link.fail(reason)
         if refused:
-            raise AmqpUnavailable(f"{self._server}: the server could not store {refused} messages (nack)")
+            raise AmqpUnavailable(f"{link.server}: the server could not store {refused} messages (nack)")
         return lost
 
     def _wait_while_blocked(self, link: Link) -> None:
         """A server in alarm reads nothing from publishers: better not to send, than not to know."""
-        deadline = time.monotonic() + self._server.deadline_s
+        deadline = time.monotonic() + link.server.deadline_s
         with link.reading:
             self._drop(link, 0.0)
             while link.blocked:
                 if time.monotonic() >= deadline:
-                    raise AmqpUnavailable(f"{self._server}: publishing is blocked: {link.blocked}")
+                    raise AmqpUnavailable(f"{link.server}: publishing is blocked: {link.blocked}")
                 self._drop(link, deadline - time.monotonic())
 
     def _drop(self, link: Link, timeout: float) -> None:
@@ -165,7 +167,7 @@ class Relay:
             if received.method == wire.QUEUE_DECLARE_OK:
                 _, at = wire.read_short(received.arguments, 0)
                 answers[channel] = int.from_bytes(received.arguments[at : at + 4], "big")
-                link.send(wire.frame(channel, wire.CHANNEL_CLOSE, _GOOD_BYE))
+                link.send(wire.frame(channel, wire.CHANNEL_CLOSE, wire.GOOD_BYE))
             elif received.method == wire.CHANNEL_CLOSE_OK:
                 closing.discard(channel)
             elif received.method == wire.CHANNEL_CLOSE:
@@ -182,7 +184,7 @@ class Relay:
                     for channel, queue in enumerate(queues, _CHANNEL + 1)
                 )
             )
-            deadline = time.monotonic() + self._server.deadline_s
+            deadline = time.monotonic() + link.server.deadline_s
             while closing:
                 received = link.receive(deadline - time.monotonic())
                 for each in received:
@@ -200,11 +202,26 @@ class Relay:
 
         :raises AmqpRefused: the exchange exists and is of another kind.
         """
+        self.declare_exchange(exchange, kind)
+        self.bind_queue(queue, exchange, routing_key)
+
+    def declare_exchange(self, exchange: str, kind: str) -> None:
+        """Make a durable exchange exist.
+
+        :raises AmqpRefused: it exists and is of another kind.
+        """
         try:
             self.call(wire.declare_exchange(_CHANNEL, exchange, kind), wire.EXCHANGE_DECLARE_OK)
         except AmqpRefused as error:
             raise _conflict(error, f"exchange {exchange!r}") from None
+
+    def bind_queue(self, queue: str, exchange: str, routing_key: str) -> None:
+        """Bind a queue to an exchange; both exist."""
         self.call(wire.bind(_CHANNEL, queue, exchange, routing_key), wire.QUEUE_BIND_OK)
+
+    def bind_exchange(self, exchange: str, source: str, routing_key: str) -> None:
+        """Bind an exchange to another one; both exist."""
+        self.call(wire.bind_exchange(_CHANNEL, exchange, source, routing_key), wire.EXCHANGE_BIND_OK)
 
     def purge(self, queue: str) -> int:
         """Delete what waits in a queue; how many. 0 when there is no such queue."""
@@ -216,20 +233,60 @@ class Relay:
             raise
         return int.from_bytes(answer.arguments[:4], "big")
 
-    def peek(self, queue: str, count: int) -> list[Received]:
-        """Up to `count` messages from the front of a queue; they go back to where they were."""
+    def is_quorum(self, queue: str) -> bool:
+        """Whether an existing queue is a quorum queue. The server tells it only when it refuses to declare another kind."""
+        try:
+            self.declare_queue(queue, {"x-queue-type": "quorum"})
+        except AmqpRefused as error:
+            if error.code != CONFLICT:
+                raise
+            return "x-queue-type" not in str(error) and "type" not in str(error)
+        return True
+
+    def sift(self, queue: str, judge: Callable[[Received], Outgoing | bool], is_done: Callable[[], bool]) -> int:
+        """Go through a queue from its front. Publishing and deleting are one transaction, several messages at a time.
+
+        :param judge: for each message: what to publish in its place, True to delete it, False to leave it there.
+        :param is_done: asked between messages; True ends it early.
+        :return: how many were published or deleted. 0 when there is no such queue.
+        """
         link = self._ready()
+        changed = 0
+        with link.reading:
+            opening = wire.frame(_SIFTING, wire.CHANNEL_OPEN, b"\0") + wire.frame(_SIFTING, wire.TX_SELECT)
+            link.send(opening)
+            try:
+                link.wait_for(_SIFTING, wire.TX_SELECT_OK)
+                while not is_done():
+                    found = self._get(link, queue)
+                    parts = [_sifted(each, judge(each), link.frame_max) for each in found if not is_done()]
+                    changed += sum(map(bool, parts))
+                    link.send(b"".join(parts) + wire.frame(_SIFTING, wire.TX_COMMIT))
+                    link.wait_for(_SIFTING, wire.TX_COMMIT_OK)
+                    if len(found) < _SIFTED_AT_ONCE:
+                        break
+            except AmqpRefused as error:
+                if error.code == NOT_FOUND:
+                    return changed
+                raise
+            # Closing the channel puts back what was left there.
+            link.send(wire.frame(_SIFTING, wire.CHANNEL_CLOSE, wire.GOOD_BYE))
+            link.wait_for(_SIFTING, wire.CHANNEL_CLOSE_OK)
+        return changed
+
+    @staticmethod
+    def _get(link: Link, queue: str) -> list[Received]:
         found: list[Received] = []
+        answers = 0
 
         def take(received: Received) -> None:
+            nonlocal answers
+            answers += received.method in (wire.BASIC_GET_OK, wire.BASIC_GET_EMPTY)
             if received.method == wire.BASIC_GET_OK:
                 found.append(received)
 
-        with link.reading:
-            # Closing the channel puts back what was taken, in its order. It is answered after the last get.
-            self._is_ready = False
-            link.send(wire.get(_CHANNEL, queue) * count + wire.frame(_CHANNEL, wire.CHANNEL_CLOSE, _GOOD_BYE))
-            link.wait_for(_CHANNEL, wire.CHANNEL_CLOSE_OK, take)
+        link.send(wire.get(_SIFTING, queue) * _SIFTED_AT_ONCE)
+        link.wait_until(_SIFTING, lambda: answers >= _SIFTED_AT_ONCE, take)
         return found
 
     # ------------------------------------------------------------------ the connection
@@ -239,7 +296,7 @@ class Relay:
         if link is None or not link.is_open:
             if link is not None:
                 link.abandon()
-            link = self._link = Link.open(self._server, self._name)
+            link = self._link = Link.open_any(self.addresses, self._name)
             self._is_ready = False
             self.generation += 1
         if not self._is_ready:
@@ -277,13 +334,23 @@ class Relay:
         link, self._link = self._link, None
         if link is not None:
             # Without confirms the answer is all that says that what was published has arrived.
-            link.close(1.0 if self._confirm else self._server.deadline_s)
+            link.close(1.0 if self._confirm else link.server.deadline_s)
 
     def abandon(self) -> None:
         """Forget the connection without a word: in a forked child."""
         link, self._link = self._link, None
         if link is not None:
             link.abandon()
+
+
+def _sifted(found: Received, verdict: Outgoing | bool, frame_max: int) -> bytes:
+    """Frames that carry out a verdict; none to leave a message where it is."""
+    if verdict is False:
+        return b""
+    done = wire.ack(_SIFTING, int.from_bytes(found.arguments[:8], "big"))
+    if verdict is True:
+        return done
+    return wire.publish_frames(_SIFTING, *verdict, frame_max, False) + done
 
 
 def _returned(received: Received) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -28,10 +28,45 @@ class Server:
     deadline_s: float = 5.0
     heartbeat_s: float = HEARTBEAT_S
     client_name: str = ""
+    password_file: str = ""
+    delayed_queue_type: str = "quorum"
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"RabbitMQ at {host}:{self.port}, vhost {self.virtual_host!r}"
+
+
+class Addresses:
+    """The addresses of one broker, any of which will do. Any thread."""
+
+    def __init__(self, servers: Sequence[Server]) -> None:
+        self._servers = tuple(servers)
+        self._first = 0
+
+    def in_turn(self) -> tuple[Server, ...]:
+        """All, beginning with the preferred one."""
+        first = self._first
+        return self._servers[first:] + self._servers[:first]
+
+    def prefer(self, server: Server) -> None:
+        """Begin with this one from now on."""
+        self._first = self._servers.index(server)
+
+    @property
+    def delayed_queue_type(self) -> str:
+        """Type of the queues of Celery's delayed delivery."""
+        return self._servers[0].delayed_queue_type
+
+    def __str__(self) -> str:
+        return str(self._servers[self._first])
+
+
+def parse_all(urls: str, options: Mapping[str, Any]) -> Addresses:
+    """Read one URL or several with ";" between them; see `parse`.
+
+    :raises ValueError: something in one makes no sense. The text holds no credentials.
+    """
+    return Addresses([parse(url.strip(), options) for url in urls.split(";") if url.strip()])
 
 
 def parse(url: str, options: Mapping[str, Any]) -> Server:
@@ -63,7 +98,15 @@ def parse(url: str, options: Mapping[str, Any]) -> Server:
         deadline_s=_seconds(settings, "read_timeout", 5.0) or 5.0,
         heartbeat_s=_seconds(settings, "heartbeat", HEARTBEAT_S),
         client_name=str(settings.get("client_name") or ""),
+        password_file=str(settings.get("password_file") or ""),
+        delayed_queue_type=_queue_type(settings.get("native_delayed_delivery_queue_type") or "quorum"),
     )
+
+
+def _queue_type(given: object) -> str:
+    if given not in ("quorum", "classic"):
+        raise ValueError(f"native_delayed_delivery_queue_type {given!r} is neither quorum nor classic")
+    return str(given)
 
 
 def _seconds(settings: Mapping[str, Any], name: str, default: float) -> float:

@@ -2,30 +2,45 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from heapq import heappush, heappushpop
+from itertools import count
+from typing import Any
 
 from kernel_worker.types import DeadLetter, QueueSpec
 
-from . import content, topology
+from . import content, delayed_delivery, topology
 from .errors import NotRouted
 from .relay import Outgoing, Relay
+from .wire import Received
 
-_LISTED = 10_000  # of more dead letters in one queue, the newest are not looked for
 
-
-def declare(relay: Relay, queues: Sequence[QueueSpec]) -> None:
-    """Make queues and their bindings exist, named as Celery names them.
+def declare(relay: Relay, queues: Sequence[QueueSpec], known: dict[str, Mapping[str, Any]]) -> None:
+    """Make queues and their bindings exist, named as Celery names them, and the queues for what is given back.
 
     A queue for which nothing is asked may be there with any arguments: it is used as it is.
 
+    :param known: gets the arguments of each queue, as far as they can be found out.
     :raises AmqpRefused: it is there with other arguments than asked for.
     """
-    there = dict(zip((spec.name for spec in queues), relay.sizes([spec.name for spec in queues]), strict=True))
+    names = [spec.name for spec in queues]
+    sizes = relay.sizes([*names, *map(topology.returned_queue, names)])
+    there = {name: size is not None for name, size in zip(names, sizes, strict=False)}
+    has_returned = {name: size is not None for name, size in zip(names, sizes[len(names) :], strict=True)}
     for spec in queues:
-        if spec.arguments or there[spec.name] is None:
-            relay.declare_queue(spec.name, spec.arguments)
-        relay.bind(spec.name, spec.exchange or spec.name, spec.exchange_type, spec.routing_key or spec.name)
+        arguments = dict(spec.arguments)
+        if arguments or not there[spec.name]:
+            relay.declare_queue(spec.name, arguments)
+        elif relay.is_quorum(spec.name):
+            arguments = {"x-queue-type": "quorum"}
+        known[spec.name] = arguments
+        exchange, key = spec.exchange or spec.name, spec.routing_key or spec.name
+        relay.bind(spec.name, exchange, spec.exchange_type, key)
+        if delayed_delivery.can_delay(spec.exchange_type, arguments):
+            delayed_delivery.declare(relay, relay.addresses.delayed_queue_type)
+            delayed_delivery.bind(relay, spec.name, exchange, key)
+        if not has_returned[spec.name]:
+            relay.declare_queue(topology.returned_queue(spec.name), topology.returned_arguments(spec.name, arguments))
 
 
 def publish(relay: Relay, queue: str, raw: bytes, payload: bytes | None, priority: int) -> None:
@@ -41,25 +56,82 @@ def publish(relay: Relay, queue: str, raw: bytes, payload: bytes | None, priorit
 
 def counts(relay: Relay, queue: str) -> tuple[int, int, int]:
     """Messages that wait, are parked, are dead."""
-    names = [queue, topology.dead_queue(queue), *_delay_queues(queue)]
-    waiting, dead, *parked = (size or 0 for size in relay.sizes(names))
-    return waiting, sum(parked), dead
+    names = [queue, topology.returned_queue(queue), topology.dead_queue(queue), *_delay_queues(queue)]
+    waiting, returned, dead, *parked = (size or 0 for size in relay.sizes(names))
+    return waiting + returned, sum(parked), dead
 
 
 def purge(relay: Relay, queue: str) -> int:
     """Delete what waits in a queue and what is parked for it; how many."""
-    names = [queue, *_delay_queues(queue)]
+    names = [queue, topology.returned_queue(queue), *_delay_queues(queue)]
     return sum(relay.purge(name) for name, size in zip(names, relay.sizes(names), strict=True) if size is not None)
 
 
 def dead_letters(relay: Relay, queue: str, limit: int) -> list[DeadLetter]:
     """The newest dead letters, newest first. AMQP reads from the front, so all are read, and put back."""
+    newest: list[tuple[float, int, Received]] = []
+    serial = count()
+
+    def judge(received: Received) -> bool:
+        entry = (_died_at(content.read(received.header, received.body)), next(serial), received)
+        if len(newest) < limit:
+            heappush(newest, entry)
+        else:
+            heappushpop(newest, entry)
+        return False
+
+    relay.sift(topology.dead_queue(queue), judge, lambda: limit < 1)
+    return [_letter(queue, content.read(each.header, each.body)) for _, _, each in sorted(newest, reverse=True)]
+
+
+def dead_letter(relay: Relay, queue: str, id: str) -> DeadLetter | None:
+    """The dead letter of this id."""
+    found: list[DeadLetter] = []
+
+    def judge(received: Received) -> bool:
+        message = content.read(received.header, received.body)
+        if message.own.get(content.LETTER) == id:
+            found.append(_letter(queue, message))
+        return False
+
+    relay.sift(topology.dead_queue(queue), judge, lambda: bool(found))
+    return found[0] if found else None
+
+
+def replay_dead(relay: Relay, queue: str, ids: Sequence[str] | None) -> int:
+    """Publish dead letters to their queue, which is made if it is missing; how many."""
+    if not relay.exists(queue):
+        relay.declare_queue(queue, {})
+    return _sift_dead(relay, queue, ids, lambda found: Outgoing("", queue, found.as_sent(), found.body))
+
+
+def drop_dead(relay: Relay, queue: str, ids: Sequence[str] | None) -> int:
+    """Delete dead letters; how many."""
+    return _sift_dead(relay, queue, ids, lambda found: True)
+
+
+def _sift_dead(
+    relay: Relay, queue: str, ids: Sequence[str] | None, verdict: Callable[[content.Content], Outgoing | bool]
+) -> int:
     name = topology.dead_queue(queue)
-    count = relay.sizes([name])[0]
-    if not count:
-        return []
-    newest = deque(relay.peek(name, min(count, _LISTED)), maxlen=max(limit, 0))
-    return [_letter(queue, content.read(each.header, each.body)) for each in reversed(newest)]
+    # All means those that are there now: what is replayed may die again meanwhile.
+    left = relay.sizes([name])[0] or 0 if ids is None else len(set(ids))
+    wanted = None if ids is None else set(ids)
+
+    def judge(received: Received) -> Outgoing | bool:
+        nonlocal left
+        found = content.read(received.header, received.body)
+        if wanted is not None and found.own.get(content.LETTER) not in wanted:
+            return False
+        left -= 1
+        return verdict(found)
+
+    return relay.sift(name, judge, lambda: left < 1)
+
+
+def _died_at(found: content.Content) -> float:
+    value = found.own.get(content.DIED_AT)
+    return float(value) if isinstance(value, (int, float)) else 0.0
 
 
 def _letter(queue: str, found: content.Content) -> DeadLetter:
@@ -72,7 +144,7 @@ def _letter(queue: str, found: content.Content) -> DeadLetter:
         queue=queue,
         raw=raw,
         reason=str(own.get(content.REASON, "")),
-        died_at=float(own.get(content.DIED_AT) or 0.0),
+        died_at=_died_at(found),
         attempts=content.attempts_of(found),
         payload=payload,
     )

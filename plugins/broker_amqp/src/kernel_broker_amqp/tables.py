@@ -10,6 +10,7 @@ import struct
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
+from math import isfinite
 from typing import Any
 
 _DEPTH = 32
@@ -80,6 +81,8 @@ def _write(value: Any, parts: list[bytes]) -> None:
         else:
             raise ValueError("a header holds an integer beyond 64 bits, which AMQP cannot carry")
     elif kind is float:
+        if not isfinite(value):  # RabbitMQ's reader has no such number: it ends the connection
+            raise ValueError(f"a header holds {value}, which AMQP cannot carry")
         parts.append(struct.pack(">cd", b"d", value))
     elif isinstance(value, Mapping):
         parts += (b"F", write_table(value))

@@ -15,17 +15,24 @@ CONNECTION_BLOCKED, CONNECTION_UNBLOCKED = 10 << 16 | 60, 10 << 16 | 61
 CHANNEL_OPEN, CHANNEL_OPEN_OK = 20 << 16 | 10, 20 << 16 | 11
 CHANNEL_CLOSE, CHANNEL_CLOSE_OK = 20 << 16 | 40, 20 << 16 | 41
 EXCHANGE_DECLARE, EXCHANGE_DECLARE_OK = 40 << 16 | 10, 40 << 16 | 11
+EXCHANGE_BIND, EXCHANGE_BIND_OK = 40 << 16 | 30, 40 << 16 | 31
 QUEUE_DECLARE, QUEUE_DECLARE_OK = 50 << 16 | 10, 50 << 16 | 11
 QUEUE_BIND, QUEUE_BIND_OK = 50 << 16 | 20, 50 << 16 | 21
 QUEUE_PURGE, QUEUE_PURGE_OK = 50 << 16 | 30, 50 << 16 | 31
+QUEUE_DELETE, QUEUE_DELETE_OK = 50 << 16 | 40, 50 << 16 | 41
 BASIC_QOS, BASIC_QOS_OK = 60 << 16 | 10, 60 << 16 | 11
 BASIC_CONSUME, BASIC_CONSUME_OK = 60 << 16 | 20, 60 << 16 | 21
 BASIC_CANCEL, BASIC_CANCEL_OK = 60 << 16 | 30, 60 << 16 | 31
 BASIC_PUBLISH, BASIC_RETURN, BASIC_DELIVER = 60 << 16 | 40, 60 << 16 | 50, 60 << 16 | 60
 BASIC_GET, BASIC_GET_OK, BASIC_GET_EMPTY = 60 << 16 | 70, 60 << 16 | 71, 60 << 16 | 72
-BASIC_ACK, BASIC_REJECT, BASIC_NACK = 60 << 16 | 80, 60 << 16 | 90, 60 << 16 | 120
+BASIC_ACK, BASIC_NACK = 60 << 16 | 80, 60 << 16 | 120
 CONFIRM_SELECT, CONFIRM_SELECT_OK = 85 << 16 | 10, 85 << 16 | 11
 
+TX_SELECT, TX_SELECT_OK = 90 << 16 | 10, 90 << 16 | 11
+TX_COMMIT, TX_COMMIT_OK = 90 << 16 | 20, 90 << 16 | 21
+
+GOOD_BYE = bytes(7)
+"""Arguments of a close: no reply code, no text, no method."""
 HEARTBEAT = b"\x08\x00\x00\x00\x00\x00\x00\xce"
 _CONTENT = frozenset((BASIC_DELIVER, BASIC_GET_OK, BASIC_RETURN))
 _HEAD = struct.Struct(">BHI")
@@ -48,6 +55,10 @@ class Received(NamedTuple):
 
 class Unreadable(ValueError):
     """The stream is no AMQP 0-9-1."""
+
+
+class TooLarge(ValueError):
+    """Headers that do not fit into one frame, as they must."""
 
 
 class Parser:
@@ -132,7 +143,14 @@ def frame(channel: int, method: int, arguments: bytes = b"") -> bytes:
 def publish_frames(
     channel: int, exchange: str, routing_key: str, header: bytes, body: bytes, frame_max: int, mandatory: bool = True
 ) -> bytes:
-    """basic.publish with its content. `header` are property flags and values."""
+    """basic.publish with its content. `header` are property flags and values.
+
+    :raises TooLarge: the server would end the connection.
+    """
+    if len(header) + 20 > frame_max:
+        raise TooLarge(
+            f"headers and properties have {len(header):,} bytes, this server takes {frame_max - 20:,} at most"
+        )
     arguments = b"\0\0" + short(exchange) + short(routing_key) + (b"\x01" if mandatory else b"\0")
     properties = _HEADER.pack(60, 0, len(body)) + header
     parts = [
@@ -151,11 +169,6 @@ def publish_frames(
 def ack(channel: int, tag: int, multiple: bool = False) -> bytes:
     """basic.ack of one delivery, or of all up to it."""
     return _ACK.pack(1, channel, 13, BASIC_ACK, tag, multiple, _END)
-
-
-def reject(channel: int, tag: int) -> bytes:
-    """basic.reject: back to the queue, to its place as far as the server can."""
-    return _ACK.pack(1, channel, 13, BASIC_REJECT, tag, True, _END)
 
 
 def qos(channel: int, count: int) -> bytes:
@@ -194,9 +207,20 @@ def bind(channel: int, queue: str, exchange: str, routing_key: str) -> bytes:
     return frame(channel, QUEUE_BIND, arguments)
 
 
+def bind_exchange(channel: int, exchange: str, source: str, routing_key: str) -> bytes:
+    """exchange.bind: what comes to the source with such a key goes to the exchange, too."""
+    arguments = b"\0\0" + short(exchange) + short(source) + short(routing_key) + b"\0\0\0\0\0"
+    return frame(channel, EXCHANGE_BIND, arguments)
+
+
 def purge(channel: int, queue: str) -> bytes:
     """queue.purge."""
     return frame(channel, QUEUE_PURGE, b"\0\0" + short(queue) + b"\0")
+
+
+def delete_queue(channel: int, queue: str) -> bytes:
+    """queue.delete."""
+    return frame(channel, QUEUE_DELETE, b"\0\0" + short(queue) + b"\0")
 
 
 def close_reason(arguments: bytes) -> tuple[int, str]:

@@ -51,6 +51,14 @@ class Claim:
     visibility_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Sources:
+    """The queues to take from, and the packed commands that ask for a push when one of them changes."""
+
+    queues: tuple[str, ...]
+    arm: bytes
+
+
 @dataclass(slots=True)
 class _Doubt:
     """A reserve without a reply: it may have been carried out, or may be still."""
@@ -69,9 +77,10 @@ class Intake:
         self._layout = layout
         self._claim = claim
         self._interrupt = interrupt
-        self._queues = tuple(sorted(queues) if strategy == "sorted" else queues)
+        self._is_sorted = strategy == "sorted"
         self._rotates = strategy not in ("sorted", "priority")
         self._turn = 0
+        self._grave = queues[0]  # whose dead letters take what belongs to no queue
         self.serial = 0
         self._connection: Connection | None = None
         self._doubts: list[_Doubt] = []
@@ -80,16 +89,23 @@ class Intake:
         self._poll_s = _POLL_S[0]
         self._next_survey = 0.0
         self._next_due = float("inf")
-        lists = [key for queue in queues for key in layout.list_keys(queue)]
-        self._arm = b"".join(
-            pack(command)
-            for command in (
-                ("CLIENT", "CACHING", "YES"),
-                ("EXISTS", *lists),
-                ("CLIENT", "CACHING", "YES"),
-                ("EXISTS", *map(layout.parked, queues)),
-            )
+        self._sources = self._make_sources(queues)
+
+    def consume(self, queues: Sequence[str]) -> None:
+        """Take from these queues from the next `fetch` on; also none at all. Any thread: replaced in one step."""
+        self._sources = self._make_sources(queues)
+
+    def _make_sources(self, queues: Sequence[str]) -> _Sources:
+        layout = self._layout
+        names = tuple(dict.fromkeys(sorted(queues) if self._is_sorted else queues))
+        lists = [key for queue in names for key in layout.list_keys(queue)]
+        commands = (
+            ("CLIENT", "CACHING", "YES"),
+            ("EXISTS", *lists),
+            ("CLIENT", "CACHING", "YES"),
+            ("EXISTS", *map(layout.parked, names)),
         )
+        return _Sources(names, b"".join(map(pack, commands)))
 
     def attach(self, connection: Connection) -> None:
         """Use a new connection; what an earlier one left in doubt is given back. Raises as scripts do."""
@@ -139,9 +155,12 @@ class Intake:
     def _reserve(self, limit: int) -> list[Delivery]:
         """One atomic step. A reply that does not come leaves the step in doubt until the next connection."""
         layout, claim = self._layout, self._claim
-        queues = self._queues[self._turn :] + self._queues[: self._turn]
+        queues = self._sources.queues
+        if not queues:
+            return []
         if self._rotates:  # every queue is asked first in its turn
             self._turn = (self._turn + 1) % len(queues)
+            queues = queues[self._turn :] + queues[: self._turn]
         first, self.serial = self.serial, self.serial + limit
         keys = (layout.unacked, layout.unacked_index, layout.holders, layout.attempts)
         terms = (layout.prefix, layout.sep, claim.identity, claim.lease_s, limit, first, claim.max_bytes)
@@ -168,29 +187,32 @@ class Intake:
             raise ReplyError(errors[0].decode("utf-8", "replace")).explain(link.server)
         return self._deliveries(queues, groups, dict(zip(counts[::2], counts[1::2], strict=True)))
 
-    def _deliveries(self, queues: Sequence[str], groups: list[Any], restored: dict[int, int]) -> list[Delivery]:
+    def _deliveries(self, queues: Sequence[str], groups: list[Any], restored: dict[int, bytes]) -> list[Delivery]:
         found: list[Delivery] = []
         head = f"kw|{self._claim.identity}|"
         for queue_index, step, first, envelopes in groups:
             queue, tail = queues[queue_index], f"|{step.decode()}"
             for serial, raw in enumerate(envelopes, first):
                 headers, properties, error = read(raw)
-                attempts, redelivered = 0, headers.get("redelivered") is True
-                if restored and serial in restored:
-                    attempts, redelivered = restored[serial], True
-                receipt = f"{head}{serial}{tail}"
-                found.append(Delivery(queue, raw, headers, receipt, properties, attempts, redelivered, None, error))
+                receipt, redelivered = f"{head}{serial}{tail}", headers.get("redelivered") is True
+                delivery = Delivery(queue, raw, headers, receipt, properties, 0, redelivered, None, error)
+                if restored and (past := restored.get(serial)) is not None:
+                    delivery.redelivered, delivery.recovered = True, past.endswith(b"r")
+                    attempts, _, returns = past.rstrip(b"r").partition(b"+")
+                    delivery.attempts, delivery.returns = int(attempts), int(returns or 0)
+                found.append(delivery)
         return found
 
     # ------------------------------------------------------------------ waiting
 
     def _is_empty(self) -> bool:
         """Whether nothing waits; if so, the server will tell when that changes."""
-        if not self._tracks:
+        sources = self._sources
+        if not (self._tracks and sources.queues):
             return True
         link = self._link
         link.pushes.clear()
-        link.send(self._arm)
+        link.send(sources.arm)
         replies = [link.read() for _ in range(4)]
         for reply in replies:
             if isinstance(reply, ReplyError):
@@ -222,6 +244,7 @@ class Intake:
     def _survey(self) -> None:
         """Give back what dead holders and vanished kombu peers held."""
         layout, claim, link = self._layout, self._claim, self._link
+        self._grave = next(iter(self._sources.queues), self._grave)
         self._next_survey = time.monotonic() + max(claim.lease_s / 3, _SURVEY_PAUSE_S)
         ages = (claim.visibility_s, max(claim.visibility_s, 2 * claim.lease_s))
         dead, peers, orphans = scripts.SURVEY.run(link, (layout.unacked_index, layout.holders), (*ages, _SURVEYED))
@@ -234,9 +257,9 @@ class Intake:
                 len(gone),
                 extra={"action": "leases_ended", "holders": gone},
             )
-        self._requeue([tag.decode() for tag in orphans])
+        self._requeue([tag.decode() for tag in orphans], "L")
         for tag in peers:
-            restore_entry(link, layout, tag, self._queues[0])
+            restore_entry(link, layout, tag, self._grave)
         if len(peers) + len(orphans) >= _SURVEYED:
             self._next_survey = time.monotonic() + _SURVEY_PAUSE_S
         self._settle_doubts()
@@ -250,18 +273,19 @@ class Intake:
             serials = range(doubt.first, doubt.first + doubt.count)
             self._requeue([f"kw|{self._claim.identity}|{n}|{step}" for n in serials for step in self._layout.steps])
 
-    def _requeue(self, tags: list[str]) -> None:
+    def _requeue(self, tags: list[str], verdict: str = "Q") -> None:
+        """Put tags back to the front, in their order. "L": their holder vanished, and may have been running them."""
         layout = self._layout
         keys = (layout.unacked, layout.unacked_index, layout.attempts)
         for start in range(0, len(tags), 1000):
-            verdicts = [each for tag in reversed(tags[start : start + 1000]) for each in ("Q", tag, 0, "")]
+            verdicts = [each for tag in reversed(tags[start : start + 1000]) for each in (verdict, tag, 0, "")]
             scripts.SETTLE.run(self._link, keys, (layout.prefix, layout.sep, *verdicts))
 
 
 def release(link: Connection, layout: Layout, identities: Sequence[str], *, died: bool) -> int:
     """Give back everything these holders hold, to the front of its lists, and end their leases.
 
-    :param died: count the deliveries as lost, and spare a holder that has renewed meanwhile.
+    :param died: they may have been running what they held; a holder that has renewed meanwhile is spared.
     :return: number of messages given back.
     """
     keys = (layout.unacked, layout.unacked_index, layout.attempts, layout.holders)

@@ -5,7 +5,8 @@
     _kombu.binding.<exchange>              set of <routing key> sep <pattern> sep <queue>
     _kombu.binding_permanent.<exchange>    the same, for queues that do not expire (kombu 5.7)
     kw.holders                             zset identity of a holder -> unix time its lease ends
-    kw.attempts                            hash sha1 of envelope -> deliveries lost with their executor
+    kw.epoch                               text, changes when the server lost its data
+    kw.attempts                            hash sha1 of envelope -> counted deliveries, see lua/restoring.lua
     kw.parked:<queue>, kw.parked.msg:…     zset id -> due time; hash id -> envelope
     kw.dead:<queue>, kw.dead.msg:…, kw.dead.info:…   zset id -> time; hashes id -> envelope, JSON
 
@@ -43,6 +44,7 @@ class Layout:
         self._taken = frozenset(own)
         self.holders = self.prefix + "kw.holders"
         self.attempts = self.prefix + "kw.attempts"
+        self.epoch = self.prefix + "kw.epoch"
         self._channel = _channel_prefix(options.get("fanout_prefix", True), db)
         self._has_patterns = bool(options.get("fanout_patterns", True))
 

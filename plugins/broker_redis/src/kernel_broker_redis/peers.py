@@ -31,7 +31,7 @@ def restore_entry(link: Connection, layout: Layout, tag: bytes, dead_queue: str)
     except ReplyError as error:
         raise error.explain(link.server) from None
     if lists:
-        keys = (layout.unacked, layout.unacked_index, *lists)
+        keys = (layout.unacked, layout.unacked_index, layout.attempts, *lists)
         scripts.PUT_BACK.run(link, keys, (tag, entry, envelope))
     else:
         _bury(link, layout, tag, entry, dead_queue)

@@ -139,16 +139,9 @@ class RedisPublisher:
 
     def _send(self, connection: Connection, commands: list[bytes]) -> None:
         """Write all, then read all replies."""
-        error = None
-        try:
+        with self._pool.lend(connection):
             connection.send(b"".join(commands))
-            for _ in commands:
-                reply = connection.read()
+            replies = [connection.read() for _ in commands]
+            for reply in replies:
                 if isinstance(reply, ReplyError):
-                    error = reply
-        except BaseException:  # time limits of the calling task too: a reply is outstanding
-            connection.close()
-            raise
-        self._pool.give(connection)
-        if error is not None:
-            raise error.explain(self._pool.server)
+                    raise reply.explain(self._pool.server)

@@ -1,15 +1,14 @@
-"""What lies in the queues: publish, count, purge, list dead letters, bind. Any thread, on a connection of its own."""
+"""What lies in the queues: publish, count, purge, bind. Any thread, on a connection of its own."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from kernel_result_redis.connection import Connection
 from kernel_result_redis.errors import ReplyError
 from kernel_worker.errors import BrokerRefused
-from kernel_worker.types import DeadLetter, QueueInfo, QueueSpec
+from kernel_worker.types import QueueInfo, QueueSpec
 
 from . import scripts
 from .layout import Layout, entry_endings
@@ -33,12 +32,12 @@ def declare(link: Connection, layout: Layout, queues: Sequence[QueueSpec]) -> No
         member = layout.binding(spec.name, spec.exchange_type, spec.routing_key or spec.name)
         commands += [("SADD", key, member) for key in layout.binding_sets(spec.exchange or spec.name)]
     if commands:
-        _answers(link, link.pipeline(commands))
+        answers(link, commands)
 
 
 def publish(link: Connection, layout: Layout, queue: str, raw: bytes, priority: int) -> None:
     """Append one envelope."""
-    _answers(link, link.pipeline([("LPUSH", layout.list_key(queue, layout.step(priority)), raw)]))
+    answers(link, [("LPUSH", layout.list_key(queue, layout.step(priority)), raw)])
 
 
 def purge(link: Connection, layout: Layout, queue: str) -> int:
@@ -51,27 +50,8 @@ def size(link: Connection, layout: Layout, queue: str) -> QueueInfo:
     """Count; `in_flight` holds what kombu peers have reserved as well."""
     commands: list[tuple[Any, ...]] = [("LLEN", key) for key in layout.list_keys(queue)]
     commands += [("ZCARD", layout.parked(queue)), ("ZCARD", layout.dead(queue))]
-    *waiting, parked, dead = _answers(link, link.pipeline(commands))
+    *waiting, parked, dead = answers(link, commands)
     return QueueInfo(queue, sum(waiting), _in_flight(link, layout, queue), parked, dead)
-
-
-def dead_letters(link: Connection, layout: Layout, queue: str, limit: int) -> list[DeadLetter]:
-    """The newest first."""
-    if limit < 1:
-        return []
-    (found,) = _answers(link, link.pipeline([("ZREVRANGE", layout.dead(queue), 0, limit - 1, "WITHSCORES")]))
-    if not found:
-        return []
-    ids = [each[0] for each in found]
-    keys = (layout.dead_messages(queue), layout.dead_infos(queue))
-    envelopes, infos = _answers(link, link.pipeline([("HMGET", key, *ids) for key in keys]))
-    letters = []
-    for (letter_id, died_at), raw, text in zip(found, envelopes, infos, strict=True):
-        if raw is not None:  # deleted between the two reads
-            info = json.loads(text) if text else {}
-            reason, attempts = str(info.get("reason", "")), int(info.get("attempts", 0))
-            letters.append(DeadLetter(letter_id.decode(), queue, raw, reason, float(died_at), attempts))
-    return letters
 
 
 def _in_flight(link: Connection, layout: Layout, queue: str) -> int:
@@ -85,8 +65,9 @@ def _in_flight(link: Connection, layout: Layout, queue: str) -> int:
             return total
 
 
-def _answers(link: Connection, replies: list[Any]) -> list[Any]:
-    """The replies, if none is an error."""
+def answers(link: Connection, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """The replies to commands sent in one write; none is an error."""
+    replies = link.pipeline(commands)
     for reply in replies:
         if isinstance(reply, ReplyError):
             raise reply.explain(link.server)

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import ClassVar
 
 from kernel_result_sqlite.database import Database
@@ -25,11 +26,11 @@ from kernel_worker.drivers import Broker, BrokerContext
 from kernel_worker.errors import BrokerRefused, BrokerUnavailable, ConfigError
 from kernel_worker.types import BrokerCapability, DeadLetter, Delivery, QueueInfo, QueueSpec, Settlement
 
-from . import reserving, settling
+from . import graveyard, reserving, settling
 from .broadcast import Listener, say
 from .envelope import read_envelope
 from .leases import Lease
-from .queues import bind, count, newest_dead, purge_some
+from .queues import bind, count, purge_some
 from .schema import SCHEMA, append
 
 LONGEST_SWEEP_S = 1.0
@@ -61,6 +62,7 @@ class SqliteBroker(Broker):
             BrokerCapability.DEAD_LETTER,
             BrokerCapability.BROADCAST,
             BrokerCapability.ATTEMPTS,
+            BrokerCapability.MARK,
             BrokerCapability.BATCH_FETCH,
         }
     )
@@ -87,7 +89,12 @@ class SqliteBroker(Broker):
         self._next_sweep = self._busy_at = 0.0  # time.monotonic()
 
     def connect(self) -> None:
-        """Open the file, creating it if need be, and take out the lease."""
+        """Open the file, creating it if need be and allowed, and take out the lease."""
+        if not self.context.may_create and not os.path.exists(self._location.path):
+            raise BrokerUnavailable(
+                f"there is no file {self._location.path}",
+                hint="check the broker's URL; a worker or a client makes the file",
+            )
         with _kernel_errors():
             self._disconnect()
             for database in self._databases:
@@ -182,10 +189,17 @@ class SqliteBroker(Broker):
             with self._ready():
                 self._settling.write(lambda connection: settling.settle(connection, batch))
 
-    def renew(self, held: Sequence[Delivery]) -> None:
-        """Renew the holder's lease, which is that of all its deliveries."""
+    def renew(self, held: Sequence[Delivery]) -> list[Delivery]:
+        """Renew the holder's lease, which is that of all its deliveries; gives those that others took."""
+        receipts = [delivery.receipt for delivery in held]
+
+        def operation(connection: sqlite3.Connection) -> set[settling.Receipt]:
+            self._lease.renew(connection)
+            return settling.still_held(connection, receipts)
+
         with self._ready():
-            self._settling.write(self._lease.renew)
+            kept = self._settling.write(operation)
+        return [delivery for delivery in held if delivery.receipt not in kept]
 
     # -- the rest
 
@@ -210,7 +224,38 @@ class SqliteBroker(Broker):
     def dead_letters(self, queue: str, limit: int = 100) -> list[DeadLetter]:
         """The newest dead letters of a queue, newest first."""
         with self._ready():
-            return self._other.read(lambda connection: newest_dead(connection, queue, limit))
+            return self._other.read(lambda connection: graveyard.newest(connection, queue, limit))
+
+    def dead_letter(self, queue: str, id: str) -> DeadLetter | None:
+        """One dead letter by its id, or None."""
+        with self._ready():
+            return self._other.read(lambda connection: graveyard.find(connection, queue, id))
+
+    def replay_dead(self, queue: str, ids: Sequence[str] | None = None) -> int:
+        """Put dead letters back at the end of their queue, in several transactions; how many."""
+        return self._exhume(queue, ids, replay=True)
+
+    def drop_dead(self, queue: str, ids: Sequence[str] | None = None) -> int:
+        """Delete dead letters for good, in several transactions; how many."""
+        return self._exhume(queue, ids, replay=False)
+
+    def _exhume(self, queue: str, ids: Sequence[str] | None, *, replay: bool) -> int:
+        total = 0
+        with self._ready():
+            for page in self._pages_of_dead(queue) if ids is None else _cut(ids):
+                total += self._other.write(partial(graveyard.exhume, queue=queue, ids=page, replay=replay))
+        return total
+
+    def _pages_of_dead(self, queue: str) -> Iterator[Sequence[str]]:
+        """Ids of all that are dead now; each page must be gone before the next is asked for."""
+        until = self._other.read(partial(graveyard.last, queue=queue))
+        while page := self._other.read(partial(graveyard.oldest, queue=queue, until=until)):
+            yield page
+
+    def consume(self, queues: Sequence[QueueSpec]) -> None:
+        """Take from these queues from the next `fetch` on; see the contract."""
+        self._queues = tuple(dict.fromkeys(queue.name for queue in queues))
+        super().consume(queues)
 
     def broadcast(self, channel: str, body: bytes) -> None:
         """Tell all who listen on a channel. Nothing is kept for who does not listen."""
@@ -251,6 +296,11 @@ class SqliteBroker(Broker):
             yield
 
 
+def _cut(ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    for start in range(0, len(ids), graveyard.EXHUMED_AT_ONCE):
+        yield ids[start : start + graveyard.EXHUMED_AT_ONCE]
+
+
 def _delivery(taken: reserving.Taken, holder: int, reservation: int) -> Delivery:
     headers, properties, error = read_envelope(taken.raw, body_apart=taken.payload is not None)
     return Delivery(
@@ -260,7 +310,9 @@ def _delivery(taken: reserving.Taken, holder: int, reservation: int) -> Delivery
         (taken.id, holder, reservation),
         properties,
         taken.attempts,
-        taken.redelivered,
+        taken.redelivered > 0,
         taken.payload,
         error,
+        taken.redelivered == settling.RECOVERED,
+        taken.returns,
     )

@@ -18,12 +18,13 @@ FIND = "SELECT id, boot, deadline FROM kw_holder WHERE name = ?"
 ANY_DEAD = "SELECT 1 FROM kw_holder WHERE (boot <> ? OR deadline < ?) AND name <> ?"
 BURY_HOLDERS = f"DELETE FROM kw_holder WHERE id IN ({ANY_DEAD.replace('1', 'id', 1)})"
 RETURN_ORPHANS = """
-    INSERT INTO kw_waiting (queue, priority, id, attempts, redelivered)
-    SELECT queue, priority, id, attempts + 1, 1 FROM kw_held WHERE holder NOT IN (SELECT id FROM kw_holder)"""
+    INSERT INTO kw_waiting (queue, priority, id, attempts, returns, redelivered)
+    SELECT queue, priority, id, attempts, returns, 2 FROM kw_held WHERE holder NOT IN (SELECT id FROM kw_holder)"""
 RELEASE_ORPHANS = "DELETE FROM kw_held WHERE holder NOT IN (SELECT id FROM kw_holder)"
 GIVE_BACK = """
-    INSERT INTO kw_waiting (queue, priority, id, attempts, redelivered)
-    SELECT queue, priority, id, attempts, 1 FROM kw_held WHERE holder = ?"""
+    INSERT INTO kw_waiting (queue, priority, id, attempts, returns, redelivered)
+    SELECT queue, priority, id, attempts, returns, CASE redelivered WHEN 2 THEN 2 ELSE 1 END
+    FROM kw_held WHERE holder = ?"""
 RELEASE = "DELETE FROM kw_held WHERE holder = ?"
 LEAVE = "DELETE FROM kw_holder WHERE id = ?"
 
@@ -75,7 +76,7 @@ class Lease:
         return connection.execute(ANY_DEAD, (self.boot, self.clock(), self.name)).fetchone() is not None
 
     def sweep(self, connection: sqlite3.Connection) -> None:
-        """Bring back the messages of the dead, with their delivery counted, and forget the dead.
+        """Bring back the messages of the dead, as recovered ones, and forget the dead.
 
         Never ends this lease, though it may be over: its messages are in this very process.
         """

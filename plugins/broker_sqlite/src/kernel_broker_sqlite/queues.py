@@ -1,4 +1,4 @@
-"""Bind, count, purge and list the dead. SQL on a connection the caller gives."""
+"""Bind, count, purge. SQL on a connection the caller gives."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Sequence
 
 from kernel_worker.errors import BrokerRefused
-from kernel_worker.types import DeadLetter, QueueInfo, QueueSpec
+from kernel_worker.types import QueueInfo, QueueSpec
 
 PURGED_AT_ONCE = 2000
 """Deleted by one transaction, some 20 ms: workers go on reserving and settling between two of them."""
@@ -20,9 +20,6 @@ DROP_WAITING = "DELETE FROM kw_waiting WHERE queue = ? AND priority = ? AND id =
 FIRST_PARKED = "SELECT due, id FROM kw_parked WHERE queue = ? LIMIT ?"
 DROP_PARKED = "DELETE FROM kw_parked WHERE due = ? AND id = ?"
 DROP_MESSAGE = "DELETE FROM kw_message WHERE id = ?"
-NEWEST_DEAD = """
-    SELECT d.id, d.queue, m.raw, d.reason, d.died_at, d.attempts, m.payload
-    FROM kw_dead d JOIN kw_message m ON m.id = d.id WHERE d.queue = ? ORDER BY d.number DESC LIMIT ?"""
 
 
 def bind(connection: sqlite3.Connection, queues: Sequence[QueueSpec]) -> None:
@@ -53,9 +50,3 @@ def purge_some(connection: sqlite3.Connection, queue: str) -> int:
     connection.executemany(DROP_PARKED, parked)
     connection.executemany(DROP_MESSAGE, [(number,) for _, number in waiting + parked])
     return len(waiting) + len(parked)
-
-
-def newest_dead(connection: sqlite3.Connection, queue: str, limit: int) -> list[DeadLetter]:
-    """The newest dead letters of one queue, newest first."""
-    rows = connection.execute(NEWEST_DEAD, (queue, max(0, limit)))
-    return [DeadLetter(str(number), *rest) for number, *rest in rows]

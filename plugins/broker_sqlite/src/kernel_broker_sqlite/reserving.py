@@ -19,20 +19,20 @@ LOOK = """
 PEEK = "SELECT priority FROM kw_waiting WHERE queue = ? ORDER BY priority, id LIMIT ?"
 # CROSS JOIN is SQLite's way to say which table is the outer one. length() of a BLOB does not read it.
 TAKE = """
-    SELECT w.priority, w.id, w.attempts, w.redelivered, length(m.raw) + ifnull(length(m.payload), 0) AS size,
+    SELECT w.priority, w.id, w.attempts, w.returns, w.redelivered, length(m.raw) + ifnull(length(m.payload), 0) AS size,
            CASE WHEN length(m.raw) + ifnull(length(m.payload), 0) <= ?2 THEN m.raw END,
            CASE WHEN length(m.raw) + ifnull(length(m.payload), 0) <= ?2 THEN m.payload END
     FROM kw_waiting w CROSS JOIN kw_message m ON m.id = w.id
     WHERE w.queue = ?1 ORDER BY w.priority, w.id LIMIT ?3"""
 HOLD = """
-    INSERT INTO kw_held (id, holder, reservation, queue, priority, attempts, redelivered)
-    SELECT id, ?, ?, queue, priority, attempts, redelivered FROM kw_waiting
+    INSERT INTO kw_held (id, holder, reservation, queue, priority, attempts, returns, redelivered)
+    SELECT id, ?, ?, queue, priority, attempts, returns, redelivered FROM kw_waiting
     WHERE queue = ? AND (priority, id) <= (?, ?)"""
 UNWAIT = "DELETE FROM kw_waiting WHERE queue = ? AND (priority, id) <= (?, ?)"
 LAST_DUE = "SELECT due, id FROM kw_parked WHERE due <= ? ORDER BY due, id LIMIT 1 OFFSET ?"
 RELEASE = """
-    INSERT INTO kw_waiting (queue, priority, id, attempts, redelivered)
-    SELECT queue, priority, id, attempts, redelivered FROM kw_parked WHERE (due, id) <= (?, ?)"""
+    INSERT INTO kw_waiting (queue, priority, id, attempts, returns, redelivered)
+    SELECT queue, priority, id, attempts, returns, redelivered FROM kw_parked WHERE (due, id) <= (?, ?)"""
 UNPARK = "DELETE FROM kw_parked WHERE (due, id) <= (?, ?)"
 LARGEST_ID = (1 << 63) - 1
 
@@ -44,7 +44,8 @@ class Taken:
     queue: str
     id: int
     attempts: int
-    redelivered: bool
+    returns: int
+    redelivered: int  # as in `schema`
     raw: bytes
     payload: bytes | None
 
@@ -113,7 +114,7 @@ def _take(connection: sqlite3.Connection, order: Order, queue: str, count: int) 
     too_large: list[tuple[int, int]] = []
     last: tuple[int, int] | None = None
     rows = connection.execute(TAKE, (queue, order.largest, count))
-    for priority, number, attempts, redelivered, size, raw, payload in rows:
+    for priority, number, attempts, returns, redelivered, size, raw, payload in rows:
         if order.bytes_left <= 0:
             break
         last = (priority, number)
@@ -121,7 +122,7 @@ def _take(connection: sqlite3.Connection, order: Order, queue: str, count: int) 
             too_large.append((number, size))
             continue
         order.bytes_left -= size
-        taken.append(Taken(queue, number, attempts, bool(redelivered), raw, payload))
+        taken.append(Taken(queue, number, attempts, returns, redelivered, raw, payload))
     rows.close()
     if last is not None:
         # What was read is a run of neighbours, and nobody else can write meanwhile.

@@ -33,7 +33,8 @@ SCHEMA = Schema(
             priority    INTEGER NOT NULL,   -- the lowest comes first, as with Celery on Redis
             id          INTEGER NOT NULL,
             attempts    INTEGER NOT NULL,
-            redelivered INTEGER NOT NULL,
+            returns     INTEGER NOT NULL,
+            redelivered INTEGER NOT NULL,   -- 1: delivered before; 2: and its last holder died
             PRIMARY KEY (queue, priority, id)
         ) WITHOUT ROWID""",
         """CREATE TABLE IF NOT EXISTS kw_held (
@@ -43,7 +44,8 @@ SCHEMA = Schema(
             queue       TEXT NOT NULL,
             priority    INTEGER NOT NULL,
             attempts    INTEGER NOT NULL,
-            redelivered INTEGER NOT NULL
+            returns     INTEGER NOT NULL,
+            redelivered INTEGER NOT NULL    -- as above; 3: marked, so it is counted already
         )""",
         """CREATE TABLE IF NOT EXISTS kw_parked (
             due         REAL NOT NULL,      -- unix time
@@ -51,6 +53,7 @@ SCHEMA = Schema(
             queue       TEXT NOT NULL,
             priority    INTEGER NOT NULL,
             attempts    INTEGER NOT NULL,
+            returns     INTEGER NOT NULL,
             redelivered INTEGER NOT NULL,
             PRIMARY KEY (due, id)
         ) WITHOUT ROWID""",
@@ -89,7 +92,8 @@ SCHEMA = Schema(
 
 ADD_MESSAGE = "INSERT INTO kw_message (raw, payload) VALUES (?, ?)"
 ADD_WAITING = """
-    INSERT INTO kw_waiting (queue, priority, id, attempts, redelivered) VALUES (?, ?, last_insert_rowid(), 0, 0)"""
+    INSERT INTO kw_waiting (queue, priority, id, attempts, returns, redelivered)
+    VALUES (?, ?, last_insert_rowid(), 0, 0, 0)"""
 
 
 def append(

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from kernel_worker.types import Settlement, Verdict
 
 Receipt = tuple[int, int, int]
+Held = tuple[str, int, int, int, int]
+REDELIVERED, RECOVERED, MARKED = 1, 2, 3
+"""What `redelivered` says beside 0; see `schema`."""
 
 # json_each makes one statement of many ids, whatever their number.
 STILL_HELD = """
@@ -20,36 +23,58 @@ STILL_HELD = """
 DROP_HELD = "DELETE FROM kw_held WHERE id IN (SELECT value FROM json_each(?))"
 DROP_MESSAGES = "DELETE FROM kw_message WHERE id IN (SELECT value FROM json_each(?))"
 HELD = """
-    SELECT queue, priority, attempts, redelivered FROM kw_held WHERE id = ? AND holder = ? AND reservation = ?"""
+    SELECT queue, priority, attempts, returns, redelivered FROM kw_held WHERE id = ? AND holder = ? AND reservation = ?"""
 UNHOLD = "DELETE FROM kw_held WHERE id = ?"
-WAIT = "INSERT INTO kw_waiting (queue, priority, id, attempts, redelivered) VALUES (?, ?, ?, ?, 1)"
-PARK = "INSERT INTO kw_parked (due, id, queue, priority, attempts, redelivered) VALUES (?, ?, ?, ?, ?, ?)"
+MARK = f"""
+    UPDATE kw_held SET attempts = attempts + 1, redelivered = {MARKED}
+    WHERE id = ? AND holder = ? AND reservation = ? AND redelivered <> {MARKED}"""
+WAIT = "INSERT INTO kw_waiting (id, queue, priority, attempts, returns, redelivered) VALUES (?, ?, ?, ?, ?, ?)"
+PARK = """
+    INSERT INTO kw_parked (due, id, queue, priority, attempts, returns, redelivered) VALUES (?, ?, ?, ?, ?, ?, ?)"""
 DIE = "INSERT INTO kw_dead (id, queue, priority, attempts, reason, died_at) VALUES (?, ?, ?, ?, ?, ?)"
 
 
 def settle(connection: sqlite3.Connection, batch: Sequence[Settlement]) -> None:
     """Carry out all verdicts of a batch."""
-    finished: dict[tuple[int, int], list[int]] = {}
+    finished: list[Receipt] = []
     for each in batch:
         receipt: Receipt = each.delivery.receipt
         if each.verdict is Verdict.ACK:
-            finished.setdefault(receipt[1:], []).append(receipt[0])
+            finished.append(receipt)
         elif each.verdict is Verdict.REQUEUE:
             _requeue(connection, receipt, each.count)
         elif each.verdict is Verdict.DELAY:
-            _park(connection, receipt, each.until)
+            _park(connection, receipt, each.until, each.count)
+        elif each.verdict is Verdict.MARK:
+            connection.execute(MARK, receipt)
         else:
             bury(connection, receipt, each.reason, each.count)
-    for (holder, reservation), ids in finished.items():
+    for (holder, reservation), ids in _by_reservation(finished).items():
         _finish(connection, holder, reservation, ids)
+
+
+def still_held(connection: sqlite3.Connection, receipts: Sequence[Receipt]) -> set[Receipt]:
+    """Those of the receipts that are good still."""
+    kept: set[Receipt] = set()
+    for whose, ids in _by_reservation(receipts).items():
+        kept.update((number, *whose) for (number,) in connection.execute(STILL_HELD, (str(ids), *whose)))
+    return kept
 
 
 def bury(connection: sqlite3.Connection, receipt: Receipt, reason: str, count: bool = False) -> None:
     """Move one held message to the dead letters; its bytes stay where they are."""
     held = _take_back(connection, receipt)
     if held:
-        queue, priority, attempts, _ = held
-        connection.execute(DIE, (receipt[0], queue, priority, attempts + count, _storable(reason), time.time()))
+        queue, priority, attempts, _, _ = _account(held, count)
+        connection.execute(DIE, (receipt[0], queue, priority, attempts, _storable(reason), time.time()))
+
+
+def _by_reservation(receipts: Iterable[Receipt]) -> dict[tuple[int, int], list[int]]:
+    """Message ids by holder and reservation."""
+    found: dict[tuple[int, int], list[int]] = {}
+    for number, holder, reservation in receipts:
+        found.setdefault((holder, reservation), []).append(number)
+    return found
 
 
 def _finish(connection: sqlite3.Connection, holder: int, reservation: int, ids: list[int]) -> None:
@@ -62,20 +87,32 @@ def _finish(connection: sqlite3.Connection, holder: int, reservation: int, ids: 
 def _requeue(connection: sqlite3.Connection, receipt: Receipt, count: bool) -> None:
     held = _take_back(connection, receipt)
     if held:
-        queue, priority, attempts, _ = held
-        connection.execute(WAIT, (queue, priority, receipt[0], attempts + count))
+        *rest, redelivered = _account(held, count)
+        connection.execute(WAIT, (receipt[0], *rest, redelivered or REDELIVERED))
 
 
-def _park(connection: sqlite3.Connection, receipt: Receipt, until: float) -> None:
+def _park(connection: sqlite3.Connection, receipt: Receipt, until: float, count: bool) -> None:
     held = _take_back(connection, receipt)
     if held:
         due = until if until == until else 0.0  # SQLite stores NaN as NULL; it means no time, so now
-        connection.execute(PARK, (due, receipt[0], *held))
+        queue, priority, attempts, returns, redelivered = _account(held, False)
+        row = (queue, priority, attempts, returns + count, REDELIVERED if count and not redelivered else redelivered)
+        connection.execute(PARK, (due, receipt[0], *row))
 
 
-def _take_back(connection: sqlite3.Connection, receipt: Receipt) -> tuple[str, int, int, int] | None:
-    """Queue, priority, attempts and redelivered of a message that was held until here; None if it is not ours."""
-    held: tuple[str, int, int, int] | None = connection.execute(HELD, receipt).fetchone()
+def _account(held: Held, count: bool) -> Held:
+    """What is remembered of a delivery that ended: counted once at most, whether by its mark or by its end."""
+    queue, priority, attempts, returns, redelivered = held
+    if redelivered == MARKED:
+        return queue, priority, attempts, returns, REDELIVERED
+    if count:
+        return queue, priority, attempts + 1, returns, REDELIVERED
+    return held
+
+
+def _take_back(connection: sqlite3.Connection, receipt: Receipt) -> Held | None:
+    """Queue, priority, attempts, returns and redelivered of a message that was held until here; None if it is not ours."""
+    held: Held | None = connection.execute(HELD, receipt).fetchone()
     if held:
         connection.execute(UNHOLD, receipt[:1])
     return held

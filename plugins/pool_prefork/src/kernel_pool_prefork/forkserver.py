@@ -22,18 +22,16 @@ from typing import Any
 
 from kernel_worker.board import Board
 from kernel_worker.drivers import LoadedApp
-from kernel_worker.executor import (
+from kernel_worker.executor_main import (
     become_executor,
-    configure_logging,
     die_with_parent,
-    failed_frame,
     flush_output,
     ignore_group_signals,
-    import_string,
-    load_app,
-    loaded_frame,
     read_hello,
 )
+from kernel_worker.loading import failed_frame, import_string, load_app, loaded_frame
+from kernel_worker.logs import configure_logging
+from kernel_worker.process_state import watch
 from kernel_worker.wire import CHUNK, Channel, ChannelClosed, Frame, pack_json
 
 log = logging.getLogger("kernel_worker.forkserver")
@@ -82,12 +80,12 @@ class ForkServer:
             del self._buffer[: 5 + length]
             value = json.loads(payload)
             if kind == Frame.FORK:
-                self._fork(value["key"], value["slots"])
+                self._fork(value["key"], value["slots"], value["index"])
             elif kind == Frame.KILL:
                 self._kill(value["key"], value["signal"])
         return True
 
-    def _fork(self, key: int, slots: int) -> None:
+    def _fork(self, key: int, slots: int, index: int) -> None:
         sock_fd, board_fd, self._fds = self._fds[0], self._fds[1], self._fds[2:]
         try:
             pid = os.fork()
@@ -98,13 +96,13 @@ class ForkServer:
             self._channel.send(pack_json(Frame.EXITED, {"key": key, "status": 1}))
             return
         if pid == 0:
-            self._child(sock_fd, board_fd, slots)
+            self._child(sock_fd, board_fd, slots, index)
         os.close(sock_fd)
         os.close(board_fd)
         self._children[pid] = key
         self._channel.send(pack_json(Frame.FORKED, {"key": key, "pid": pid}))
 
-    def _child(self, sock_fd: int, board_fd: int, slots: int) -> None:
+    def _child(self, sock_fd: int, board_fd: int, slots: int, index: int) -> None:
         code = 1
         try:
             signal.set_wakeup_fd(-1)
@@ -113,9 +111,14 @@ class ForkServer:
             os.close(self._exit_r)
             os.close(self._exit_w)
             die_with_parent()
+            _set_title(f"kw: prefork child {index} of {self._hello['node']}")
             runtime = import_string(self._hello["runtime"])()
             become_executor(
-                Channel(socket.socket(fileno=sock_fd)), Board(board_fd, slots), runtime, self._app, self._hello
+                Channel(socket.socket(fileno=sock_fd)),
+                Board(board_fd, slots),
+                runtime,
+                self._app,
+                {**self._hello, "index": index},
             )
             code = 0
         except ChannelClosed:
@@ -151,6 +154,15 @@ class ForkServer:
                 self._channel.send(pack_json(Frame.EXITED, {"key": key, "status": code}))
 
 
+def _set_title(title: str) -> None:
+    """What `ps` shows, where the optional library setproctitle is installed (kernel-pool-prefork[title])."""
+    try:
+        from setproctitle import setproctitle
+    except ImportError:
+        return
+    setproctitle(title)
+
+
 def _import_ahead(app: str) -> None:
     """Import the application, and what loads such a one, while the kernel process still composes the worker.
 
@@ -169,6 +181,7 @@ def process_main() -> None:
     ignore_group_signals()
     die_with_parent()
     channel = Channel(socket.socket(fileno=int(sys.argv[1])))
+    watch()  # executors look, and the application is imported here
     if sys.argv[2]:
         _import_ahead(sys.argv[2])
     try:
@@ -186,6 +199,7 @@ def process_main() -> None:
                 extra={"action": "threads_at_import"},
             )
         channel.send(loaded_frame(app))
+        _set_title(f"kw: fork server of {hello['node']}")
         flush_output()  # what the import has printed: else every child would print it again when it ends
         ForkServer(channel, hello, app).run()
     except (ChannelClosed, OSError):

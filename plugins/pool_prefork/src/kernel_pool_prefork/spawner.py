@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import socket
 import subprocess
+import time
 from typing import Any
 
 from kernel_worker.loop import Loop
@@ -14,6 +16,11 @@ from kernel_worker.wire import Channel, ChannelClosed, Frame, pack_json
 
 from .early import start_interpreter
 
+log = logging.getLogger("kernel_pool_prefork")
+
+RELOAD_S = 60.0
+"""A fork server that takes the place of a dead one has this long to import the application, and twice what the first
+import took; then it is taken for hung. The first one may take any time: `--startup-timeout` bounds it."""
 MAX_ASKED = 16
 """Executors to be asked for at once; forking one takes a few milliseconds."""
 
@@ -37,13 +44,20 @@ class ForkServerSpawner(Spawner):
         self._asked: set[int] = set()
         """Executors asked for and not answered yet."""
         self._stopping = False
+        self._started_at = 0.0
+        self._load_s: float | None = None
+        """How long the first import took."""
+        self._is_loaded = False
 
     def start(self) -> None:
+        self._started_at, self._is_loaded = time.monotonic(), False
         self._process, sock = self.prestarted or start_interpreter()
         self.prestarted = None
         self._channel = Channel(sock)
         self.loop.add_reader(sock, self._read)
         watch_exit(self.loop, self._process, self._server_exited, self._process)
+        if self._load_s is not None:
+            self.loop.call_later(RELOAD_S + 2 * self._load_s, self._give_up_loading, self._process)
         try:
             self._channel.send(hello_frame(self.hello))
         except ChannelClosed:
@@ -62,7 +76,7 @@ class ForkServerSpawner(Spawner):
         with a peer that does the same."""
         while self._waiting and len(self._asked) < MAX_ASKED and self._channel and not self._channel.out_bytes:
             birth = self._waiting.pop(next(iter(self._waiting)))
-            frame = pack_json(Frame.FORK, {"key": birth.key, "slots": birth.slots})
+            frame = pack_json(Frame.FORK, {"key": birth.key, "slots": birth.slots, "index": birth.index})
             try:
                 socket.send_fds(self._channel.sock, [frame], [birth.sock.fileno(), birth.board.fd])
             except (BrokenPipeError, ConnectionResetError):
@@ -113,6 +127,8 @@ class ForkServerSpawner(Spawner):
         for kind, payload in frames:
             value = json.loads(payload)
             if kind == Frame.LOADED:
+                self._is_loaded = True
+                self._load_s = self._load_s or time.monotonic() - self._started_at
                 self.events.on_loaded(value)
             elif kind == Frame.FAILED:
                 self.events.on_failed(value)
@@ -124,6 +140,15 @@ class ForkServerSpawner(Spawner):
                 self._alive.discard(value["key"])
                 self.events.on_exited(value["key"], value["status"])
         self._ask()
+
+    def _give_up_loading(self, process: subprocess.Popen[bytes]) -> None:
+        if process is self._process and not self._is_loaded:
+            log.error(
+                "the fork server has not imported the application again in %.0f s: it is killed",
+                time.monotonic() - self._started_at,
+                extra={"action": "fork_server_hung", "pid": process.pid},
+            )
+            process.send_signal(signal.SIGKILL)
 
     def _drop_channel(self) -> None:
         if self._channel is not None:

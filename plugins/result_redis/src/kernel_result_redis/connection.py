@@ -35,13 +35,14 @@ class Connection:
     `pushes` collects what the server sent unasked: invalidations, messages of subscribed channels.
     """
 
-    __slots__ = ("_buffer", "_poll", "_reader", "_sock", "pushes", "server", "software", "version")
+    __slots__ = ("_buffer", "_poll", "_reader", "_sock", "is_replica", "pushes", "server", "software", "version")
 
     def __init__(self, server: Server, sock: socket.socket) -> None:
         self.server = server
         self.pushes: list[Any] = []
         self.version: tuple[int, ...] = ()
         self.software = ""
+        self.is_replica = False
         self._sock: socket.socket | None = sock
         self._reader = hiredis.Reader(replyError=ReplyError, notEnoughData=_MORE)
         self._buffer = bytearray(_BUFFER)
@@ -69,8 +70,12 @@ class Connection:
     def _greet(self, name: str) -> None:
         server = self.server
         hello: list[Any] = ["HELLO", 3]
-        if server.username or server.password:
-            hello += ["AUTH", server.username or "default", server.password]
+        try:
+            password = server.current_password()
+        except OSError as error:
+            raise RedisUnavailable(f"{server}: the password file {server.password_file}: {error.strerror}") from None
+        if server.username or password:
+            hello += ["AUTH", server.username or "default", password]
         name = re.sub(r"[^!-~]", "_", server.client_name or name)  # what CLIENT SETNAME takes
         if name:
             hello += ["SETNAME", name]
@@ -81,6 +86,7 @@ class Connection:
             self.call("SELECT", server.db)
         self._sock.settimeout(server.timeout)
         self.software = about.get(b"server", b"").decode("ascii", "replace")
+        self.is_replica = about.get(b"role") == b"replica"
         self.version = tuple(int(each) for each in re.findall(rb"\d+", about.get(b"version", b""))[:3])
 
     # ------------------------------------------------------------------ calls
@@ -221,6 +227,20 @@ class Connection:
         A server that closed it, or restarted, shows here, before a command is sent and its fate unknown.
         """
         return not (self._sock is None or self.pushes or self._reader.has_data() or self._has_arrived())
+
+    def answers(self, within_s: float) -> bool:
+        """Ask for a sign of life; a connection that gives none is closed. For one that nobody used for long: what
+        stands in between may have forgotten it without telling anybody."""
+        if self._sock is None:
+            return False
+        try:
+            self._sock.settimeout(min(within_s, self.server.timeout))
+            self.call("PING")
+            self._sock.settimeout(self.server.timeout)
+        except (RedisUnavailable, ReplyError):
+            self.close()
+            return False
+        return True
 
     def _has_arrived(self) -> bool:
         """Whether a read of the socket would give something at once; its end counts as well."""

@@ -33,11 +33,11 @@ def dial(server: Server) -> socket.socket:
 
 def _explain_dialling(error: OSError, server: Server) -> RedisUnavailable | RedisRefused:
     if type(error).__name__ == "SSLCertVerificationError":
-        reason = getattr(error, "verify_message", "") or error.strerror
-        return RedisRefused(
-            f"{server}: the server's certificate cannot be verified: {reason}",
-            "give the authority with ?ssl_ca_certs=/path/to/ca.pem",
-        )
+        reason = str(getattr(error, "verify_message", "") or error.strerror)
+        hint = "give the authority with ?ssl_ca_certs=/path/to/ca.pem"
+        if "expired" in reason:
+            hint = "renew the server's certificate"
+        return RedisRefused(f"{server}: the server's certificate cannot be verified: {reason}", hint)
     if isinstance(error, TimeoutError):
         return RedisUnavailable(f"{server}: no connection within {server.connect_timeout:g} s")
     return RedisUnavailable(f"{server}: {error.strerror or error}")

@@ -17,10 +17,18 @@ _AWAY = ("BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS"
 _REFUSED = ("ASK", "CROSSSLOT", "DENIED", "MOVED", "NOAUTH", "NOPERM", "NOPROTO", "WRONGPASS", "WRONGTYPE")
 # Redis 6.2 wraps the code of an error inside a script into other text, so it is searched for
 _CODE = re.compile(r"\b(" + "|".join(_AWAY + _REFUSED) + r")\b")
+_NO_CLUSTER = "Redis Cluster is not supported: use a server without cluster mode"
 _HINTS = {
-    "ASK": "Redis Cluster is not supported: use a server without cluster mode",
+    "ASK": _NO_CLUSTER,
+    "BUSY": "another program's script blocks the server: SCRIPT KILL ends it",
+    "CLUSTERDOWN": _NO_CLUSTER,
+    "CROSSSLOT": _NO_CLUSTER,
     "DENIED": "the server is in protected mode: give it a password, or let it listen on loopback only",
-    "MOVED": "Redis Cluster is not supported: use a server without cluster mode",
+    "LOADING": "the server has just started and reads its data; it will answer soon",
+    "MASTERDOWN": "the server is a replica that has lost its primary: the URL must lead to the primary",
+    "MISCONF": "the server cannot save to its disk and takes no writes: see its log",
+    "MOVED": _NO_CLUSTER,
+    "NOREPLICAS": "the server takes no writes without enough replicas (min-replicas-to-write)",
     "NOAUTH": "put the password into the URL: redis://:password@host:6379/0",
     "NOPERM": "grant the user the commands and keys it needs",
     "OOM": "raise maxmemory of the server, or empty queues and results",

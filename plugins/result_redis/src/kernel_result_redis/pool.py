@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from .connection import Connection
-from .errors import ReplyError
+from .errors import RedisUnavailable, ReplyError
 from .server import Server
 
 _FRESH_S = 0.1  # used so recently, a connection is not looked at before it is lent again: that costs 10 µs
+_STALE_S = 10.0  # idle for longer, it is asked for a sign of life
+_SIGN_S = 2.0  # in which that must come
 
 
 class Pool:
@@ -42,8 +44,13 @@ class Pool:
                 connection = Connection.open(self.server, self._name)
                 self.opened += 1
                 return connection
-            if time.monotonic() - given_at < _FRESH_S or connection.is_idle():
+            idle_s = time.monotonic() - given_at
+            if idle_s < _FRESH_S:
                 return connection
+            if connection.is_idle():
+                if idle_s < _STALE_S or connection.answers(_SIGN_S):
+                    return connection
+                self.close()  # the others are older still
             connection.close()
 
     def give(self, connection: Connection) -> None:
@@ -55,14 +62,19 @@ class Pool:
                 self._idle.append((connection, time.monotonic()))
 
     @contextlib.contextmanager
-    def lend(self) -> Iterator[Connection]:
-        """A connection for one exchange. Closed when the exchange does not end well, since what is
-        outstanding on it is unknown then."""
-        connection = self.take()
+    def lend(self, connection: Connection | None = None) -> Iterator[Connection]:
+        """A connection for one exchange, or the one that was taken already. Closed when the exchange does not end well, since what is
+        outstanding on it is unknown then; and the idle ones with it when the server is away, or is not what it was:
+        the next attempt shall ask anew where it is, and not try them one after the other."""
+        connection = connection or self.take()
         try:
             yield connection
         except ReplyError:  # a complete answer
             self.give(connection)
+            raise
+        except RedisUnavailable:
+            connection.close()
+            self.close()
             raise
         except BaseException:
             connection.close()

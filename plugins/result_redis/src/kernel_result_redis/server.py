@@ -54,6 +54,7 @@ class Server:
     :param connect_timeout: seconds until a new connection must be up, handshake included.
     :param timeout: seconds a call may take.
     :param keepalive_options: socket option number to value, as in kombu's `socket_keepalive_options`.
+    :param password_file: where the password stands; read for each new connection.
     """
 
     host: str = "127.0.0.1"
@@ -68,6 +69,17 @@ class Server:
     keepalive: bool = True
     keepalive_options: Mapping[int, int] = field(default_factory=dict)
     client_name: str = ""
+    password_file: str = ""
+
+    def current_password(self) -> str:
+        """The password, read anew from its file where there is one: a secret that was replaced works from then on.
+
+        :raises OSError: the file cannot be read.
+        """
+        if not self.password_file:
+            return self.password
+        with open(self.password_file, encoding="utf-8") as file:
+            return file.read().rstrip("\r\n")
 
     def __str__(self) -> str:
         """The address without credentials, for people."""
@@ -113,7 +125,16 @@ def parse(url: str, options: Mapping[str, Any] | None = None) -> Server:
         keepalive=_truth(known.get("socket_keepalive"), True),
         keepalive_options=_numbers(known.get("socket_keepalive_options")),
         client_name=str(known.get("client_name") or ""),
+        password_file=str(known.get("password_file") or ""),
     )
+
+
+def parse_all(urls: str, options: Mapping[str, Any]) -> tuple[Server, ...]:
+    """Read one URL or several with ";" between them; see `parse`."""
+    servers = tuple(parse(url.strip(), options) for url in urls.split(";") if url.strip())
+    if not servers:
+        raise ValueError("the URL is empty")
+    return servers
 
 
 def _database(text: str) -> int:

@@ -23,7 +23,7 @@ from .location import Location
 T = TypeVar("T")
 Operation = Callable[[sqlite3.Connection], T]
 
-FILE_VERSION = 1
+FILE_VERSION = 2
 """Version of all of kw's tables in one file (`PRAGMA user_version`)."""
 OLDEST_SQLITE = (3, 24)
 """Has UPSERT; the oldest that Python 3.11 is packaged with is 3.26."""
@@ -198,10 +198,10 @@ class Database:
     def _prepare(self, connection: sqlite3.Connection) -> None:
         path = self.location.path
         (found,) = connection.execute("PRAGMA user_version").fetchone()
-        if found > FILE_VERSION:
+        if found not in (0, FILE_VERSION):  # 0: new, or without any of our tables
             raise FileRefused(
-                f"{path} has schema version {found}, this program knows up to {FILE_VERSION}",
-                "it belongs to a newer kernel-worker or to another program: upgrade, or name another file",
+                f"{path} has schema version {found}, this program knows {FILE_VERSION}",
+                "it belongs to another version of kernel-worker, or to another program: upgrade, or name another file",
             )
         (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
         if mode != "wal":  # the mode is kept in the file: asking first, because setting it needs the file alone

@@ -22,7 +22,7 @@ from kernel_worker import (
     Verdict,
 )
 
-from .folder import Folder, Name, listed, move, quoted, stamped
+from .folder import Folder, Name, listed, move, new_name, quoted, stamped
 
 POLL_S = 0.02
 """A folder tells nobody what is new in it: a waiting `fetch` looks this often."""
@@ -78,18 +78,20 @@ class @Name@Broker(Broker):
     def settle(self, batch: Sequence[Settlement]) -> None:
         for settlement in batch:
             queue, (held, name) = settlement.delivery.queue, settlement.delivery.receipt
-            counted = name._replace(attempts=name.attempts + settlement.count)
+            counted = name._replace(attempts=name.attempts + 1, recovered=0) if settlement.count else name
             if settlement.verdict is Verdict.ACK:
                 held.unlink(missing_ok=True)
             elif settlement.verdict is Verdict.REQUEUE:
                 self._folder.requeue(held, queue, counted)
             elif settlement.verdict is Verdict.DELAY:
-                move(held, self._folder.queue(queue, "parked") / stamped(settlement.until, counted))
-            else:
+                returned = name._replace(returns=name.returns + settlement.count)
+                move(held, self._folder.queue(queue, "parked") / stamped(settlement.until, returned))
+            elif settlement.verdict is Verdict.DEAD:
                 self._bury(held, queue, counted, settlement.reason)
 
-    def renew(self, held: Sequence[Delivery]) -> None:
+    def renew(self, held: Sequence[Delivery]) -> list[Delivery]:
         self._folder.hold(self._mine, self.context.lease_s)
+        return [delivery for delivery in held if not delivery.receipt.held.exists()]
 
     def interrupt(self) -> None:
         self._interrupted.set()
@@ -110,9 +112,29 @@ class @Name@Broker(Broker):
         return QueueInfo(queue, waiting, in_flight=len(list(self._folder.held(queue))), parked=parked, dead=dead)
 
     def dead_letters(self, queue: str, limit: int = 100) -> list[DeadLetter]:
-        folder = self._folder.queue(queue, "dead")
-        names = [text for text in reversed(listed(folder)) if not text.endswith(".reason")]
-        return [self._dead_letter(queue, folder / text) for text in names[:limit]]
+        return [self._read_letter(queue, path) for path in reversed(self._graves(queue))][:limit]
+
+    def dead_letter(self, queue: str, id: str) -> DeadLetter | None:
+        found = self._graves(queue, [id])
+        return self._read_letter(queue, found[0]) if found else None
+
+    def replay_dead(self, queue: str, ids: Sequence[str] | None = None) -> int:
+        found = self._graves(queue, ids)
+        for path in found:
+            move(path, self._folder.queue(queue, "waiting") / str(new_name()))
+            path.with_name(path.name + ".reason").unlink(missing_ok=True)
+        return len(found)
+
+    def drop_dead(self, queue: str, ids: Sequence[str] | None = None) -> int:
+        found = self._graves(queue, ids)
+        for path in found:
+            path.unlink(missing_ok=True)
+            path.with_name(path.name + ".reason").unlink(missing_ok=True)
+        return len(found)
+
+    def consume(self, queues: Sequence[QueueSpec]) -> None:
+        self._queues = [queue.name for queue in queues]
+        super().consume(queues)
 
     def close(self) -> None:
         self._folder.give_back(self._mine)
@@ -122,7 +144,8 @@ class @Name@Broker(Broker):
             self._reclaim_at = time.monotonic() + min(1.0, self.context.lease_s / 5)
             self._folder.reclaim()
         got: list[Delivery] = []
-        for queue in self._queues:
+        queues = self._queues
+        for queue in queues:
             self._folder.unpark(queue)
             waiting = listed(self._folder.queue(queue, "waiting"))
             if waiting:
@@ -133,7 +156,8 @@ class @Name@Broker(Broker):
                 delivery = self._take(queue, Name.parse(text))
                 if delivery is not None:
                     got.append(delivery)
-        self._queues.append(self._queues.pop(0))  # so that a full queue does not starve the others
+        if queues:
+            queues.append(queues.pop(0))  # so that a full queue does not starve the others
         return got
 
     def _take(self, queue: str, name: Name) -> Delivery | None:
@@ -156,6 +180,8 @@ class @Name@Broker(Broker):
             attempts=name.attempts,
             redelivered=name.deliveries > 0,
             error=error,
+            recovered=bool(name.recovered),
+            returns=name.returns,
         )
 
     def _bury(self, held: Path, queue: str, name: Name, reason: str) -> None:
@@ -165,7 +191,13 @@ class @Name@Broker(Broker):
         if not move(held, grave):
             note.unlink()
 
-    def _dead_letter(self, queue: str, path: Path) -> DeadLetter:
+    def _graves(self, queue: str, ids: Sequence[str] | None = None) -> list[Path]:
+        """Files of the dead letters of a queue, oldest first; an id is the name of a file."""
+        folder = self._folder.queue(queue, "dead")
+        names = [text for text in listed(folder) if not text.endswith(".reason")]
+        return [folder / text for text in names if ids is None or text in ids]
+
+    def _read_letter(self, queue: str, path: Path) -> DeadLetter:
         died, _, name = path.name.partition("~")
         reason = path.with_name(path.name + ".reason").read_text()
         return DeadLetter(path.name, queue, path.read_bytes(), reason, int(died) / 1e6, Name.parse(name).attempts)

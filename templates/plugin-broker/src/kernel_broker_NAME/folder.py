@@ -1,14 +1,13 @@
 """Where messages lie: the folders of the broker, and how files move between them. Imports no kernel.
 
-    <root>/queues/<queue>/waiting/<number>.<attempts>.<deliveries>
-    <root>/queues/<queue>/parked/<due, µs>~<number>.<attempts>.<deliveries>
-    <root>/queues/<queue>/dead/<died, µs>~<number>.<attempts>.<deliveries>     and .reason beside it
-    <root>/held/<holder>/<queue>~<number>.<attempts>.<deliveries>
+    <root>/queues/<queue>/waiting/<message>
+    <root>/queues/<queue>/parked/<due, µs>~<message>
+    <root>/queues/<queue>/dead/<died, µs>~<message>     and .reason beside it
+    <root>/held/<holder>/<queue>~<message>
     <root>/held/<holder>/lease        its text: seconds; its modification time: the last renewal
 
-A message is one file in exactly one of these folders; every step is one rename, which is atomic. `<number>` sorts in
-the order of publishing; `<deliveries>` makes the name of each delivery another one, so that a late settlement of an
-earlier delivery finds nothing.
+A message is one file in exactly one of these folders; every step is one rename, which is atomic. What is known of it is
+its name, see `Name`.
 """
 
 from __future__ import annotations
@@ -27,20 +26,26 @@ _serial = itertools.count()
 
 
 class Name(NamedTuple):
-    """A message's file name."""
+    """A message's file name: its fields, with dots between them.
+
+    `number` sorts in the order of publishing; `deliveries` makes the name of each delivery another one, so that a late
+    settlement of an earlier delivery finds nothing. The rest is what `kernel_worker.Delivery` says.
+    """
 
     number: str
-    attempts: int
-    deliveries: int
+    attempts: int = 0
+    returns: int = 0
+    recovered: int = 0
+    deliveries: int = 0
 
     def __str__(self) -> str:
-        return f"{self.number}.{self.attempts}.{self.deliveries}"
+        return ".".join(map(str, self))
 
     @classmethod
     def parse(cls, text: str) -> Name:
         """Read the name of a file in `waiting`."""
-        number, attempts, deliveries = text.split(".")
-        return cls(number, int(attempts), int(deliveries))
+        number, *rest = text.split(".")
+        return cls(number, *map(int, rest))
 
 
 class Folder:
@@ -66,7 +71,7 @@ class Folder:
     def add(self, queue: str, raw: bytes, due: float = 0.0) -> None:
         """Append a message, on disk before this returns; parked until `due` (unix time) if that is to come."""
         self.make(queue)
-        name = Name(f"{time.time_ns():020}-{next(_serial):08}-{uuid.uuid4().hex[:8]}", 0, 0)
+        name = new_name()
         fresh = self.root / f"new-{name}"
         with fresh.open("wb") as file:
             file.write(raw)
@@ -97,7 +102,7 @@ class Folder:
             fresh.rename(holder / LEASE)
 
     def reclaim(self) -> None:
-        """Give back what holders hold that stopped renewing; that counts as an attempt."""
+        """Give back what holders hold that stopped renewing; they may have been running it."""
         for holder in sorted(self.root.glob("held/*/")):
             try:
                 lease = holder / LEASE
@@ -107,29 +112,35 @@ class Folder:
             # Renamed first: a holder that wakes up now finds nothing, and reserves into a new folder.
             taken = holder.with_name(f"lost-{uuid.uuid4().hex}")
             if expired and move(holder, taken):
-                self.give_back(taken, attempts=1)
+                self.give_back(taken, died=True)
 
-    def give_back(self, holder: Path, attempts: int = 0) -> None:
+    def give_back(self, holder: Path, died: bool = False) -> None:
         """Put everything a holder has back to the front of its queue, and forget the holder."""
         if not holder.is_dir():
             return
         for text in listed(holder):
-            queue, separator, name = text.partition("~")
+            queue, separator, rest = text.partition("~")
             if separator:
-                self.requeue(holder / text, unquoted(queue), Name.parse(name), attempts)
+                name = Name.parse(rest)
+                self.requeue(holder / text, unquoted(queue), name._replace(recovered=1) if died else name)
         (holder / LEASE).unlink(missing_ok=True)
         try:
             holder.rmdir()
         except OSError:
             pass  # gone, or in use again
 
-    def requeue(self, held: Path, queue: str, name: Name, attempts: int = 0) -> None:
+    def requeue(self, held: Path, queue: str, name: Name) -> None:
         """Back to the place it had."""
-        move(held, self.queue(queue, "waiting") / str(name._replace(attempts=name.attempts + attempts)))
+        move(held, self.queue(queue, "waiting") / str(name))
 
     def held(self, queue: str) -> Iterator[Path]:
         """Everything of a queue that somebody has reserved."""
         return self.root.glob(f"held/*/{quoted(queue).replace('[', '[[]')}~*")
+
+
+def new_name() -> Name:
+    """The name of a message that comes after all others."""
+    return Name(f"{time.time_ns():020}-{next(_serial):08}-{uuid.uuid4().hex[:8]}")
 
 
 def quoted(text: str) -> str:

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from kernel_worker import ControlCommand, Permission
+from kernel_worker import ControlContext, Permission, control_command
 
 MAX_TEXT = 200
 """What comes from outside is bounded before it is sent back."""
 
 
-def answer(context: Any, text: str = "hello") -> dict[str, str]:
-    """Send the text back.
+@control_command("@name@", permission=Permission.READ, args={"text": str})
+def command(context: ControlContext, text: str = "hello") -> dict[str, str]:
+    """Send a text back.
 
-    :param context: the running worker's side, see `ControlContext`.
+    :param context: the running worker's side.
     :raises ValueError: the text is too long; the caller gets that as the reply.
     """
     if len(text) > MAX_TEXT:
         raise ValueError(f"text has {len(text)} characters, at most {MAX_TEXT} are allowed")
     return {"ok": text}
-
-
-command = ControlCommand(
-    name="@name@",
-    handler=answer,
-    permission=Permission.READ,
-    arguments={"text": str},
-    help="Send a text back.",
-)

@@ -3,7 +3,7 @@
 -- KEYS  unacked, unacked_index, kw.holders, kw.attempts
 -- ARGV  prefix, sep, identity, lease, limit, serial, max_bytes, budget, steps, step..., queue...
 -- reply { {seconds to the next parked message or '', seconds to the first lease that ends},
---         {serial, attempts, ...} of restored messages, {queue, too large messages, ...}, errors,
+--         {serial, what kw.attempts holds, ...} of restored messages, {queue, too large messages, ...}, errors,
 --         {queue index, step, first serial, {envelope, ...}}, ... }
 
 local unacked, index, holders, attempts = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
@@ -58,8 +58,8 @@ end
 local buried = {}
 local function bury(queue, step, raw, id)
   local info = string.format(
-    '{"reason": "message of %d bytes is larger than the limit of %d bytes", "died_at": %s, "attempts": 0}',
-    #raw, max_bytes, stamp)
+    '{"reason": "message of %d bytes is larger than the limit of %d bytes", "died_at": %s, "attempts": 0, "step": %s}',
+    #raw, max_bytes, stamp, step)
   for _, command in ipairs({
     {'HSET', prefix .. 'kw.dead.msg:' .. queue, id, raw},
     {'HSET', prefix .. 'kw.dead.info:' .. queue, id, info},
@@ -99,7 +99,7 @@ local function reserve(page, queue, step)
         local count = call('HGET', attempts, redis.sha1hex(raw))
         if count then
           counts[#counts + 1] = serial
-          counts[#counts + 1] = tonumber(count)
+          counts[#counts + 1] = count
         end
       end
       serial = serial + 1

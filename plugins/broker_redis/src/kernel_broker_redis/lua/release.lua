@@ -2,18 +2,18 @@
 -- page. Starts with restoring.lua.
 --
 -- KEYS  unacked, unacked_index, kw.attempts, kw.holders
--- ARGV  prefix, sep, cursor, page size, count (0 or 1), identity...
---       count 1: the holders died. One that has renewed its lease meanwhile keeps what it still holds.
+-- ARGV  prefix, sep, cursor, page size, died (0 or 1), identity...
+--       died 1: what they held may have been running. One that has renewed its lease meanwhile keeps what it still holds.
 -- reply next cursor ("0" at the end), number of messages given back
 
-local holders, count = KEYS[4], tonumber(ARGV[5])
+local holders, died = KEYS[4], ARGV[5] == '1'
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
 
 local gone = {}
 for i = 6, #ARGV do
   local deadline = redis.call('ZSCORE', holders, ARGV[i])
-  if count == 0 or not deadline or tonumber(deadline) <= now then
+  if not died or not deadline or tonumber(deadline) <= now then
     gone[ARGV[i]] = true
   end
 end
@@ -30,7 +30,7 @@ end
 table.sort(found, function(a, b) return a[1] > b[1] end)
 local restored = 0
 for _, each in ipairs(found) do
-  restored = restored + restore(each[2], count)
+  restored = restored + restore(each[2], 0, died)
 end
 
 if page[1] == '0' then

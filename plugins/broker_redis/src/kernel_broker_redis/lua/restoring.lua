@@ -4,8 +4,10 @@
 --   unacked        hash   tag -> [<envelope>, "", "<queue>"]      (kombu's form, default JSON separators)
 --   unacked_index  zset   tag, score = server time of the reserve or of the last renewal
 --   tag                   kw|<identity of the holder>|<serial>|<priority step>
---   kw.attempts    hash   sha1 of the envelope -> deliveries that ended in a lost executor. An entry, even
---                         a 0, says that the message was restored.
+--   kw.attempts    hash   sha1 of the envelope -> counted deliveries; then, where there are any, "+" and the number of
+--                         returns; then "r" when its last holder died and nobody has accounted for that yet.
+--                         An entry, even a 0, says that the message was delivered before.
+--                         tag -> 1 for a reserved message that is marked, so that it is counted once only
 
 local unacked, index, attempts = KEYS[1], KEYS[2], KEYS[3]
 local prefix, sep = ARGV[1], ARGV[2]
@@ -49,18 +51,41 @@ local function drop(tag)
   redis.call('ZREM', index, tag)
 end
 
+-- Counted deliveries of an envelope, its returns as "+<n>" or "", and "r" or "".
+local function past(sha)
+  local count, returns, recovered = string.match(redis.call('HGET', attempts, sha) or '0', '^(%d+)(%+?%d*)(r?)$')
+  return tonumber(count), returns, recovered
+end
+
+local function remember(sha, count, returns, recovered)
+  redis.call('HSET', attempts, sha, string.format('%d', count) .. returns .. recovered)
+  redis.call('EXPIRE', attempts, ATTEMPTS_KEPT_S)
+end
+
+-- Write down how the delivery `tag` ended: count 1 counts it, unless it is marked and so is counted already; died says
+-- that nobody knows.
+local function account(tag, sha, count, died)
+  local counted, returns, recovered = past(sha)
+  local is_marked = redis.call('HDEL', attempts, tag) == 1
+  if count == 1 then
+    recovered = ''
+    if not is_marked then
+      counted = counted + 1
+    end
+  end
+  remember(sha, counted, returns, died and 'r' or recovered)
+end
+
 -- Back to the front of the list it came from. Pushed before it is dropped: an error in between (memory,
 -- type of the list key) leaves it reserved.
-local function restore(tag, count)
+local function restore(tag, count, died)
   local queue, raw = take(tag)
   if not queue then
     return 0
   end
   local _, _, step = split_tag(tag)
-  local sha = redis.sha1hex(raw)
   redis.call('RPUSH', list_key(queue, step), raw)
   drop(tag)
-  redis.call('HINCRBY', attempts, sha, count)
-  redis.call('EXPIRE', attempts, ATTEMPTS_KEPT_S)
+  account(tag, redis.sha1hex(raw), count, died)
   return 1
 end

@@ -1,0 +1,1 @@
+"""Remote control: the pidbox transport as a boot step, the commands, and their command line."""

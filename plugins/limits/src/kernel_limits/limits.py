@@ -1,0 +1,221 @@
+"""What this worker does not run, and how fast it runs the rest: the admission filter and what commands do to it.
+
+Loop thread. `admit` runs once per message: with nothing revoked and no limit for the task it is two look-ups.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from kernel_worker.drivers import Permission
+from kernel_worker.types import OutcomeKind, Settlement, Verdict
+
+from .keeper import Found, Keeper
+from .rates import RateLimit, parse_rate
+from .revokes import Revokes
+
+if TYPE_CHECKING:
+    from kernel_worker.dispatcher import Request
+    from kernel_worker.worker import Worker
+
+    from .options import LimitsOptions
+    from .shared import SharedRevokes
+    from .statedb import Record, StateFile
+
+log = logging.getLogger(__name__)
+
+WAIT_S = 0.1
+"""For so long a message waits at a time while it is not known yet what the broker has of revokes."""
+LOOK_AGAIN_S = (0.03, 0.3, 2.0)
+"""When requests that an executor held at the time of a revoke are looked for again: it gives back what cannot start."""
+SHOWN_IDS = 50
+
+
+class Limits:
+    """Revokes and rate limits of one worker."""
+
+    def __init__(self, worker: Worker, options: LimitsOptions, stores: Sequence[SharedRevokes]) -> None:
+        self._worker = worker
+        self._options = options
+        self.revokes = Revokes(options.revokes_max, options.revoke_expires)
+        self._ids, self._stamps = self.revokes.ids, self.revokes.stamps
+        self._rates: dict[str, RateLimit] = {}
+        self._shown_rates: dict[str, str] = {}
+        self._is_known = not stores
+        """Whether the revokes the broker has were read: until then nothing may run."""
+        file = _state_file(options.statedb)
+        self.keeper = Keeper(file, stores, self._records, lambda found: worker.loop.post(self._read, found))
+        if file is not None:
+            self._take_in(file.load(time.time()))
+
+    # -- the filter
+
+    def admit(self, request: Request) -> Settlement | None:
+        """See `kw_admission`."""
+        if request.conclude is not None:
+            return None
+        if not self._is_known:
+            return Settlement(request.delivery, Verdict.DELAY, until=time.time() + WAIT_S)
+        ids = self._ids
+        if ((ids and (request.id in ids or not request.id)) or self._stamps) and self._revoke(request):
+            return None
+        if self._rates and (rate := self._rates.get(request.task)) is not None:
+            until = rate.admit(request.id, time.time())
+            return Settlement(request.delivery, Verdict.DELAY, until=until) if until else None
+        return None
+
+    def has_ended(self, request: Request) -> bool:
+        """Whether a request that is not due is revoked; then it is concluded."""
+        return request.conclude is None and bool(self._ids or self._stamps) and self._revoke(request)
+
+    def _revoke(self, request: Request) -> bool:
+        """Conclude a request that is revoked. Whether it is."""
+        headers = request.delivery.headers
+        if not self.revokes.is_revoked(_id_of(request), headers, time.time()):
+            return False
+        request.conclude, request.text = OutcomeKind.REVOKED, "revoked"
+        log.info(
+            "Discarding revoked task: %s[%s]",
+            ascii(request.task)[1:-1],
+            ascii(request.id)[1:-1],
+            extra={"action": "task_revoked", "task_id": request.id},
+        )
+        return True
+
+    # -- revokes
+
+    def revoke(self, ids: Sequence[str]) -> None:
+        """Do not start these, here or, where the broker keeps it, in any worker that starts later."""
+        now = time.time()
+        self.revokes.add(ids, now)
+        until = now + self.revokes.expires_s
+        self.keeper.keep([(task_id, until) for task_id in ids])
+        self._sweep()
+
+    def revoke_stamps(self, headers: Mapping[str, Sequence[Any]]) -> None:
+        """Do not start tasks stamped so."""
+        now = time.time()
+        self.revokes.add_stamps(headers, now)
+        until = now + self.revokes.expires_s
+        self.keeper.keep([((header, str(value)), until) for header, values in headers.items() for value in values])
+        self._sweep()
+
+    def merge(self, ids: Iterable[str]) -> None:
+        """Take over what a peer has revoked: no more of it than there is room for, and nothing that is no id."""
+        wanted = [task_id for task_id in ids if isinstance(task_id, str) and 0 < len(task_id) <= 255]
+        new = [task_id for task_id in wanted[-self.revokes.most :] if task_id not in self.revokes.ids]
+        if new and self._worker.control.permission not in (None, Permission.READ):
+            now = time.time()
+            self.revokes.add(new, now)
+            self.keeper.keep([(task_id, now + self.revokes.expires_s) for task_id in new])
+            self._sweep()
+
+    def mingle(self) -> None:
+        """Ask the other workers what they have revoked, in the background."""
+        if self._options.without_mingle:
+            return
+        from .mingle import mingle
+
+        loop, clock = self._worker.loop, self._worker.clock
+
+        def heard(ids: list[str], peer_clock: Any) -> None:
+            clock.adjust(peer_clock)
+            loop.post(self.merge, ids)
+
+        mingle(self._worker, self.revoked_ids(), heard)
+
+    def revoked_ids(self) -> list[str]:
+        """The ids that are revoked now, oldest first."""
+        self.revokes.purge(time.time())
+        return list(self.revokes.ids)
+
+    def _sweep(self) -> None:
+        """End what was received and has not started. What an executor holds comes back within moments, if it cannot
+        start there."""
+        dispatcher = self._worker.dispatcher
+        if dispatcher is None:
+            return
+        self._look_through()
+        if dispatcher.in_flight:
+            for delay_s in LOOK_AGAIN_S:
+                self._worker.loop.call_later(delay_s, self._look_through)
+
+    def _look_through(self) -> None:
+        dispatcher = self._worker.dispatcher
+        for request in dispatcher.ready:
+            if request.conclude is None:
+                self._revoke(request)
+
+    def _read(self, found: Found | None) -> None:
+        """What the broker has, posted by the keeper; None: it cannot be read."""
+        self._is_known = True
+        if found:
+            known = self.revokes.ids
+            self._take_in([record for record in found if record[0] not in known])
+            self._sweep()
+
+    def _take_in(self, records: Iterable[Record]) -> None:
+        now = time.time()
+        latest = now + self.revokes.expires_s
+        for key, until in sorted(records, key=lambda record: record[1]):
+            if isinstance(key, str):
+                self.revokes.ids[key] = min(until, latest)
+            else:
+                self.revokes.stamps[key] = min(until, latest)
+        self.revokes.purge(now)
+
+    def _records(self) -> list[Record]:
+        return [*list(self.revokes.ids.items()), *list(self.revokes.stamps.items())]
+
+    # -- rates
+
+    def adopt_rates(self) -> None:
+        """Take the limits of the application's tasks; one that makes no sense is told and not kept."""
+        if self._options.disable_rate_limits:
+            return
+        for name, info in list(self._worker.app.tasks.items()):
+            text = info.rate_limit or self._options.default_rate_limit
+            try:
+                self.set_rate(name, text)
+            except ValueError as error:
+                log.error("task %s has no rate limit: %s", name, error, extra={"action": "rate_limit_invalid"})
+
+    def set_rate(self, task: str, limit: object) -> None:
+        """Limit the runs of a task from now on; "" or 0: not any more.
+
+        :raises ValueError: `limit` is no rate.
+        """
+        rate = parse_rate(limit)
+        tasks, info = self._worker.app.tasks, self._worker.app.tasks.get(task)
+        if info is not None and isinstance(tasks, dict):  # what is shown of the task
+            tasks[task] = replace(info, rate_limit=str(limit) if rate else None)
+        self._rates.pop(task, None)
+        self._shown_rates.pop(task, None)
+        if rate and not self._options.disable_rate_limits:
+            self._rates[task] = RateLimit(rate)
+            self._shown_rates[task] = str(limit)
+
+    @property
+    def rates(self) -> Mapping[str, str]:
+        """The limits in force, as they were written."""
+        return self._shown_rates
+
+
+def _state_file(path: str | None) -> StateFile | None:
+    if not path:
+        return None
+    from .statedb import StateFile  # late: few workers have one
+
+    return StateFile(path)
+
+
+def _id_of(request: Request) -> str:
+    """The id of a request. Messages of protocol 1 have it in their body, and as correlation id."""
+    if request.id:
+        return request.id
+    found = request.delivery.properties.get("correlation_id")
+    return found if isinstance(found, str) else ""

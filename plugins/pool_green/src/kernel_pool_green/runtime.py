@@ -1,0 +1,234 @@
+"""Slots that are greenlets: what gevent and eventlet have in common. Executor process.
+
+Some greenlets run jobs, each in a slot while it does. Another one reads what the kernel sends, one reports, one obeys
+what the minder, a native thread, asks for; the main greenlet waits for the end. Threads wake them by descriptors, the
+one thing that works across threads in both libraries.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections import deque
+from collections.abc import Callable
+from os import pipe, read, set_blocking, write
+from typing import TYPE_CHECKING, Any
+
+from greenlet import getcurrent, greenlet
+
+from kernel_worker.drivers import Call, Native, Runtime
+from kernel_worker.executor import Executor
+from kernel_worker.types import Job, Outcome
+from kernel_worker.wire import ChannelClosed
+
+from .native import SystemNative
+
+if TYPE_CHECKING:
+    from .coroutines import CoroutineThread
+
+TURN_S = 0.005
+"""How long jobs that do not wait keep others from running."""
+FLUSH_PACE_S = 0.001
+"""Outcomes are reported at once, but not more often than this."""
+
+
+class Signal:
+    """A descriptor that any thread makes readable."""
+
+    def __init__(self) -> None:
+        self.fd, self._write = pipe()
+        set_blocking(self.fd, False)
+        set_blocking(self._write, False)
+
+    def give(self) -> None:
+        """Make it readable."""
+        try:
+            write(self._write, b"\0")
+        except BlockingIOError:
+            pass  # full: it is readable
+
+    def take(self) -> None:
+        """Make it unreadable."""
+        try:
+            read(self.fd, 4096)
+        except BlockingIOError:
+            pass
+
+
+class GreenRuntime(Runtime):
+    """Runs each job in a greenlet."""
+
+    reads_always = True
+
+    def __init__(self) -> None:
+        self._executor: Executor | None = None
+        self._free: list[int] = []
+        self._running: dict[int, greenlet] = {}
+        """The greenlet of each job, from the beginning to the end of its `LoadedApp.run`."""
+        self._orders: deque[Callable[[], object]] = deque()
+        self._ordered = Signal()
+        self._ended = Signal()
+        self._failure: ChannelClosed | None = None
+        self._coroutines: CoroutineThread | None = None
+        self._parked: list[greenlet] = []
+        """Those that run jobs and have none; the one parked last goes first."""
+        self._is_prepared = False
+        """Whether a greenlet is about to take a job; one slot is kept free for it."""
+        self._flusher: greenlet
+        self._flushes = False
+        """Whether it flushes, or is about to."""
+
+    # -- what the library does
+
+    @abstractmethod
+    def spawn(self, function: Callable[..., object], *args: Any) -> greenlet:
+        """Call the function soon, in a greenlet of its own. Thread of `serve`."""
+
+    @abstractmethod
+    def call_in_hub(self, function: Callable[..., object], *args: Any) -> None:
+        """Call the function soon, in the hub. Thread of `serve`."""
+
+    @abstractmethod
+    def wait_readable(self, fd: int) -> None:
+        """Let others run until the descriptor can be read."""
+
+    @abstractmethod
+    def wait_for_switch(self) -> None:
+        """Let others run until somebody switches to this greenlet."""
+
+    # -- the runtime
+
+    def native(self) -> Native:
+        return SystemNative()
+
+    def serve(self, executor: Executor) -> None:
+        self._executor = executor
+        self._free = list(range(len(executor.slots)))[::-1]
+        self._flusher = self.spawn(self._flush)
+        self.spawn(self._read)
+        self.spawn(self._obey)
+        self.wait_readable(self._ended.fd)
+        if self._failure is not None:
+            raise self._failure
+        executor.leave()
+
+    def look(self) -> None:
+        executor = self._executor
+        assert executor is not None
+        if executor.waiting:
+            self._prepare_next(executor)
+        elif executor.retiring and len(self._free) == len(executor.slots):
+            self._ended.give()
+
+    def _prepare_next(self, executor: Executor) -> None:
+        """Have a greenlet take what waits, once those that are ready now have run. One is enough: when it takes a job and
+        more is waiting, it prepares the next, which comes to run when the job waits for something."""
+        if self._free and not self._is_prepared and not executor.reports.is_congested:
+            self._is_prepared = True
+            if self._parked:
+                self.call_in_hub(self._parked.pop().switch)
+            else:
+                self.spawn(self._serve_slots)
+
+    def _read(self) -> None:
+        executor = self._executor
+        assert executor is not None
+        fd = executor.channel.fileno()
+        try:
+            while True:
+                self.wait_readable(fd)
+                executor.receive()
+                self.look()
+        except ChannelClosed as failure:
+            self._failure = failure
+            self._ended.give()
+
+    def _serve_slots(self) -> None:
+        """The life of one of the greenlets that run jobs. They are kept: to start one costs more than a short job."""
+        this = getcurrent()
+        while True:
+            self._work()
+            self._parked.append(this)
+            self.wait_for_switch()
+
+    def _work(self) -> None:
+        """Run jobs in one slot, one after the other as long as they do not wait for anything."""
+        executor = self._executor
+        assert executor is not None
+        self._is_prepared = False
+        slot = self._free.pop()
+        let_others_at = time.monotonic() + TURN_S
+        while (job := executor.take()) is not None:
+            if executor.waiting:
+                self._prepare_next(executor)
+            executor.execute(job, slot)
+            if not self._flushes:
+                self._flushes = True
+                self.call_in_hub(self._flusher.switch)
+            if time.monotonic() > let_others_at:
+                break
+        self._free.append(slot)
+        self.look()
+
+    def _flush(self) -> None:
+        """The greenlet that reports: after all that is ready to run then, so that what ends together is told together."""
+        executor = self._executor
+        assert executor is not None
+        flushed_at = 0.0
+        while True:
+            self.wait_for_switch()
+            pause_s = flushed_at + FLUSH_PACE_S - time.monotonic()
+            if pause_s > 0:
+                time.sleep(pause_s)
+            executor.flush()
+            flushed_at = time.monotonic()
+            self._flushes = False  # not before: it must not be switched to while it waits for the result backend
+            self.look()
+
+    def around(self, run: Call) -> Call:
+        running = self._running
+
+        def noted(job: Job) -> Outcome:
+            running[job.tag] = getcurrent()
+            try:
+                return run(job)
+            finally:
+                del running[job.tag]
+
+        return noted
+
+    def run_coroutine(self, coroutine: Any) -> Any:
+        if self._coroutines is None:
+            from .coroutines import CoroutineThread  # asyncio is not loaded for nothing
+
+            self._coroutines = CoroutineThread(self)
+        return self._coroutines.run(coroutine)
+
+    # -- from the minder's thread
+
+    def soon(self, callback: Callable[[], object]) -> None:
+        self._orders.append(callback)
+        self._ordered.give()
+
+    def cancel(self, tag: int, error: BaseException) -> bool:
+        if tag not in self._running:
+            return False
+        self.soon(lambda: self.call_in_hub(self._throw, tag, error))
+        return True
+
+    def _throw(self, tag: int, error: BaseException) -> None:
+        """In the hub, so no task runs: those that have begun and not ended are all waiting for something."""
+        task = self._running.get(tag)
+        if task is not None:
+            task.throw(error)
+
+    def _obey(self) -> None:
+        while True:
+            self.wait_readable(self._ordered.fd)
+            self._ordered.take()
+            while self._orders:
+                self.spawn(self._carry_out, self._orders.popleft())
+
+    def _carry_out(self, order: Callable[[], object]) -> None:
+        order()
+        self.look()

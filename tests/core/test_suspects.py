@@ -1,0 +1,378 @@
+"""Messages that may have ended who ran them: counted before they run, not while they wait, and kept apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from kernel_worker.bus import Kind
+from kernel_worker.types import Delivery, OutcomeKind, Settlement, Verdict
+from kernel_worker.wire import Frame
+
+from .puppet import Stage, deliveries, delivery, told
+
+MakeStage = Callable[..., Stage]
+
+
+@pytest.fixture
+def make_stage() -> Iterator[MakeStage]:
+    with ExitStack() as stack:
+
+        def make(*args: Any, **options: Any) -> Stage:
+            stage = Stage(*args, **{"can_mark": True, **options})
+            stack.callback(stage.close)
+            return stage
+
+        yield make
+
+
+@pytest.fixture
+def stage(make_stage: MakeStage) -> Stage:
+    return make_stage()
+
+
+def recovered(*task_ids: str, attempts: int = 0, task: str = "short") -> list[Delivery]:
+    return [delivery(task, task_id, attempts=attempts, recovered=True) for task_id in task_ids]
+
+
+def runs(stage: Stage) -> list[list[str]]:
+    """What each executor has."""
+    return [puppet.ids for puppet in stage.puppets]
+
+
+# -- counted first
+
+
+def test_a_recovered_message_runs_when_it_is_counted_and_not_before(stage: Stage) -> None:
+    stage.deliver(*recovered("a"))
+    before = runs(stage)
+    marked = [(each.delivery.headers["id"], each.verdict) for each in stage.marks]
+
+    stage.count_marks()
+
+    assert before == [[]]
+    assert marked == [("a", Verdict.MARK)]
+    assert runs(stage) == [["a"]]
+    assert stage.settlements == []
+
+
+def test_only_what_has_a_slot_is_counted(make_stage: MakeStage) -> None:
+    """Cause: whatever a killed worker had held was counted at once, although it had not run and does not yet."""
+    stage = make_stage(2)
+
+    stage.deliver(*recovered(*"abcd"))
+    first = stage.count_marks()
+    stage.puppets[0].succeed("a")
+    stage.turn()
+    second = stage.count_marks()
+
+    assert (first, second) == (["a", "b"], ["c"])
+    assert runs(stage) == [["c"], ["b"]]
+
+
+def test_the_slot_is_kept_while_it_is_counted_and_other_slots_work_on(make_stage: MakeStage) -> None:
+    stage = make_stage(2)
+
+    stage.deliver(*recovered("suspect"), *deliveries("long", ["new 1", "new 2"]))
+
+    assert runs(stage) == [[], ["new 1"]]
+    stage.count_marks()
+    assert runs(stage) == [["suspect"], ["new 1"]]
+
+
+def test_nothing_waits_unmarked_behind_another_request(stage: Stage) -> None:
+    """Short tasks may wait at a slot; a suspect there would be counted although another one ran."""
+    stage.learn("short", 0.0001)
+
+    stage.deliver(*recovered(*"abc"))
+    stage.count_marks()
+
+    assert runs(stage) == [["a"]]
+    assert stage.marks == []
+
+
+def test_a_counted_message_says_so_to_its_task(stage: Stage) -> None:
+    (suspect,) = recovered("a", attempts=1)
+    stage.deliver(suspect)
+
+    stage.count_marks()
+
+    assert (suspect.attempts, suspect.recovered) == (2, False)
+
+
+def test_an_executor_that_died_meanwhile_does_not_keep_the_counted_one(stage: Stage) -> None:
+    stage.deliver(*recovered("a"))
+
+    stage.puppets[0].die()
+    stage.count_marks()
+    stage.puppets[1].come_up()
+    stage.turn()
+
+    assert stage.puppets[1].ids == ["a"]
+    assert stage.marks == [], "counted once"
+
+
+def test_what_is_counted_while_the_worker_closes_goes_back(stage: Stage) -> None:
+    stage.deliver(*recovered("counted", "waits"))
+
+    stage.dispatcher.close()
+    stage.turn()
+    stage.count_marks()
+
+    assert sorted(stage.verdicts()) == [("counted", Verdict.REQUEUE), ("waits", Verdict.REQUEUE)]
+    assert not any(each.count for each in stage.settlements)
+    assert stage.dispatcher.held == 0
+
+
+def test_leases_are_renewed_for_what_waits_to_be_counted(stage: Stage) -> None:
+    stage.deliver(*recovered(*"ab"))
+
+    assert {each.headers["id"] for each in stage.dispatcher.held_deliveries()} == {"a", "b"}
+
+
+# -- the limit
+
+
+def test_a_message_without_deliveries_left_is_not_run(stage: Stage) -> None:
+    heard = told(stage, [Kind.LOST, Kind.FAILED])
+    (poison,) = recovered("a", attempts=2)
+
+    stage.deliver(poison)
+    stage.count_marks()
+    given = runs(stage)
+    stage.puppets[0].end("LOST:a", OutcomeKind.LOST, "gone")
+    stage.turn()
+
+    text = "Worker exited prematurely: the worker that held it is gone (delivery 3 of at most 3)"
+    assert given == [["LOST:a"]]
+    assert stage.settlements == [Settlement(poison, Verdict.DEAD, text, count=True)]
+    assert heard == [("LOST", "a", "LOST"), ("FAILED", "a", "LOST")]
+
+
+def test_a_message_whose_end_cannot_be_stored_without_a_death_is_dead_without_it(stage: Stage) -> None:
+    stage.deliver(*recovered("a", attempts=3))
+
+    assert stage.verdicts() == [("a", Verdict.DEAD)]
+    assert runs(stage) == [[]]
+
+
+def test_a_message_that_ends_its_worker_starts_as_often_as_is_allowed(make_stage: MakeStage) -> None:
+    starts, attempts, is_recovered = 0, 0, False
+    for _ in range(6):
+        stage = make_stage()
+        message = delivery("short", "a", attempts=attempts, recovered=is_recovered)
+        stage.deliver(message)
+        stage.count_marks()
+        starts += runs(stage) == [["a"]]
+        attempts, is_recovered = message.attempts, True  # the worker is gone here
+
+    assert starts == 3
+
+
+# -- apart
+
+
+def test_messages_that_came_back_twice_run_one_at_a_time_beside_others(make_stage: MakeStage) -> None:
+    """Cause: the innocent ran beside the guilty again each time, and were counted with it until all were dead."""
+    stage = make_stage(3)
+
+    stage.deliver(*recovered("s1", "s2", attempts=1), *deliveries("long", ["n1", "n2"]))
+    stage.count_marks()
+    first = runs(stage)
+    stage.puppets[0].succeed("s1")
+    stage.turn()
+    stage.count_marks()
+
+    assert first == [["s1"], ["n1"], ["n2"]]
+    assert runs(stage) == [["s2"], ["n1"], ["n2"]]
+
+
+def test_suspects_that_wait_for_each_other_take_no_room(make_stage: MakeStage) -> None:
+    stage = make_stage(2)
+    room = stage.allowed
+
+    stage.deliver(*recovered(*map(str, range(4)), attempts=1))
+    stage.count_marks()
+
+    assert stage.allowed - 4 == room - 1, "one runs, three wait"
+
+
+def test_messages_an_executor_was_lost_with_run_apart_where_executors_have_many_slots(make_stage: MakeStage) -> None:
+    stage = make_stage(2, slots=4)
+
+    stage.deliver(*[delivery("short", task_id, attempts=1) for task_id in ("s1", "s2", "s3")], delivery("long", "n"))
+
+    assert [[task_id for task_id in ids if task_id.startswith("s")] for ids in runs(stage)] == [["s1"], ["s2"]]
+    assert stage.marks == [], "their loss was counted when it was seen"
+
+
+def test_a_suspect_that_is_gone_lets_the_next_one_run(make_stage: MakeStage) -> None:
+    stage = make_stage(2)
+    stage.deliver(*recovered("s1", "s2", attempts=1))
+    stage.count_marks()
+    stage.puppets[0].start("s1")
+
+    stage.puppets[0].die()
+    stage.turn()
+    stage.count_marks()
+
+    assert stage.puppets[1].ids == ["s2"]
+    assert stage.verdicts() == []
+    assert [request.id for request in stage.dispatcher.ready] == ["s1"], "lost for the third time: to be concluded"
+
+
+# -- where the broker cannot count in place
+
+
+def test_without_marks_a_recovered_message_goes_back_to_be_counted(make_stage: MakeStage) -> None:
+    stage = make_stage(can_mark=False)
+
+    stage.deliver(*recovered(*"abc"))
+    once = [(each.delivery.headers["id"], each.verdict, each.count) for each in stage.settlements]
+    stage.deliver(delivery("short", "a", attempts=1))
+
+    assert once == [("a", Verdict.REQUEUE, True)], "the others wait: they may be innocent"
+    assert runs(stage) == [["a"]]
+    assert stage.marks == []
+
+
+def test_without_marks_a_message_that_others_took_is_not_waited_for(
+    make_stage: MakeStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kernel_worker.dispatcher.RECOUNT_S", 0.0)
+    stage = make_stage(can_mark=False)
+
+    stage.deliver(*recovered(*"abc"))
+    stage.turn(6)
+
+    assert [task_id for task_id, _ in stage.verdicts()] == ["a", "b", "c"]
+
+
+# -- conclusions that end their executor
+
+
+def test_an_end_that_kills_whoever_stores_it_is_settled_without_being_stored(stage: Stage) -> None:
+    stage.deliver(delivery(attempts=2))
+    stage.puppets[-1].start("a")
+    for _ in range(4):
+        stage.puppets[-1].die()
+        stage.turn(6)
+        stage.loop.run_until(lambda: stage.settlements or stage.puppets[-1].key in stage.supervisor.executors)
+        if stage.settlements:
+            break
+        stage.puppets[-1].come_up()
+        stage.turn()
+        stage.puppets[-1].start("LOST:a")
+
+    assert stage.verdicts() == [("a", Verdict.DEAD)]
+    assert len(stage.puppets) == 5, "one died of the task, three of its end"
+
+
+def test_an_end_whose_executor_is_killed_for_another_reason_is_stored_by_the_next(stage: Stage) -> None:
+    stage.deliver(delivery(attempts=2))
+    stage.puppets[-1].start("a")
+    stage.puppets[-1].die()
+    for _ in range(4):
+        stage.turn(6)
+        stage.puppets[-1].come_up()
+        stage.turn()
+        stage.puppets[-1].start("LOST:a")
+        stage.supervisor.kill(stage.supervisor.executors[stage.puppets[-1].key], "memory")
+    stage.turn(6)
+    stage.puppets[-1].come_up()
+    stage.turn()
+
+    assert stage.puppets[-1].ids == ["LOST:a"]
+    assert stage.settlements == []
+
+
+# -- unknown tasks
+
+
+def test_an_unknown_task_goes_back_for_longer_each_time_and_is_dead_in_the_end(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kernel_worker.dispatcher.time.time", lambda: 1000.0)
+    waits = []
+    for returns in range(6):
+        stage.settlements.clear()
+        stage.deliver(delivery("of.tomorrow", f"u{returns}", returns=returns))
+        waits += [(each.verdict, each.until - 1000.0, each.count) for each in stage.settlements]
+
+    assert waits == [(Verdict.DELAY, seconds, True) for seconds in (1.0, 2.0, 4.0, 8.0, 16.0)]
+    assert runs(stage) == [["UNKNOWN:u5"]]
+
+
+def test_where_the_broker_cannot_count_returns_the_worker_does(stage: Stage) -> None:
+    for _ in range(6):
+        stage.deliver(delivery("of.tomorrow", "u"))
+
+    assert stage.verdicts() == [("u", Verdict.DELAY)] * 5
+    assert runs(stage) == [["UNKNOWN:u"]]
+
+
+# -- fencing
+
+
+def test_what_others_took_over_is_forgotten_wherever_it_is(make_stage: MakeStage) -> None:
+    stage = make_stage(2)
+    stage.deliver(*deliveries("long", ["kept", "runs"]))
+    stage.deliver(*deliveries("long", ["ready"]), *recovered("suspect"))
+    stage.puppets[0].start("kept")
+    stage.puppets[1].start("runs")
+    lost = [each for each in stage.dispatcher.held_deliveries() if each.headers["id"] != "kept"]
+
+    stage.dispatcher.fence(lost)
+    stage.turn()
+    stage.puppets[2].come_up()
+    stage.turn()
+
+    assert stage.spawner.killed == [stage.puppets[1].key]
+    assert stage.puppets[2].ids == []
+    assert [each.headers["id"] for each in stage.dispatcher.held_deliveries()] == ["kept"]
+    assert not any(
+        verdict is not Verdict.REQUEUE or each.count for each in stage.settlements for verdict in [each.verdict]
+    )
+
+
+def test_the_end_of_what_others_took_over_is_not_settled(make_stage: MakeStage) -> None:
+    stage = make_stage(1, slots=2, can_kill=False)
+    heard = told(stage, [Kind.SUCCEEDED])
+    stage.deliver(*deliveries("long", ["kept", "runs"]))
+
+    stage.dispatcher.fence([each for each in stage.dispatcher.held_deliveries() if each.headers["id"] == "runs"])
+    stage.turn()
+    told_so = stage.puppets[0].told(Frame.FENCE)
+    stage.puppets[0].succeed("kept", "runs")
+    stage.turn()
+
+    assert told_so
+    assert stage.spawner.killed == []
+    assert stage.verdicts() == [("runs", Verdict.REQUEUE), ("kept", Verdict.ACK)]
+    assert heard == [("SUCCEEDED", "kept", "SUCCESS")]
+    assert stage.dispatcher.held == 0
+
+
+@pytest.mark.parametrize("early", [False, True], ids=["told first", "delivered first"])
+def test_what_a_living_worker_was_cut_off_from_is_not_suspected(make_stage: MakeStage, early: bool) -> None:
+    """Cause: three lost connections made a dead letter of a long task, as if it had killed three workers."""
+    stage = make_stage(1, can_mark=False)
+    stage.deliver(*deliveries("long", ["runs"]))
+    stage.puppets[0].start("runs")
+    lost = stage.dispatcher.held_deliveries()
+
+    if not early:
+        stage.dispatcher.fence(lost)
+    (again,) = recovered("runs", attempts=2)
+    stage.deliver(again)
+    if early:
+        stage.dispatcher.fence(lost)
+        stage.turn()
+    stage.puppets[1].come_up()
+    stage.turn()
+
+    assert stage.puppets[1].ids == ["runs"]
+    assert [each for each in stage.settlements if each.count or each.verdict is Verdict.DEAD] == []

@@ -1,0 +1,108 @@
+"""Revokes kept by the broker: what one process adds, another reads."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kernel_limits import shared
+from kernel_limits.shared import SharedRevokes, open_shared
+from tests.servers import RedisServer, free_port
+
+
+@pytest.fixture(params=["redis", "sqlite"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "redis":
+        url: str = request.getfixturevalue("redis_url")
+        return url
+    return f"sqlite:///{tmp_path / 'kw.db'}"
+
+
+@pytest.fixture
+def pair(url: str) -> Iterator[tuple[SharedRevokes, SharedRevokes]]:
+    one, two = open_shared(url, {}), open_shared(url, {})
+    assert one is not None
+    assert two is not None
+    yield one, two
+    one.close()
+    two.close()
+
+
+Pair = tuple[SharedRevokes, SharedRevokes]
+
+
+def test_what_one_adds_the_other_reads_oldest_first(pair: Pair) -> None:
+    one, two = pair
+    until = time.time() + 100
+    assert two.read() == []
+
+    one.add(["b"], until)
+    one.add(["a", "ünïcode"], until + 1)
+
+    assert two.read() == [("b", until), ("a", until + 1), ("ünïcode", until + 1)]
+
+
+def test_expired_revokes_are_not_read(pair: Pair) -> None:
+    one, two = pair
+
+    one.add(["old"], time.time() - 1)
+    one.add(["new"], time.time() + 100)
+
+    assert [task_id for task_id, _ in two.read()] == ["new"]
+
+
+def test_adding_again_prolongs(pair: Pair) -> None:
+    one, two = pair
+    until = time.time() + 100
+
+    one.add(["a"], until)
+    one.add(["a"], until + 50)
+
+    assert two.read() == [("a", until + 50)]
+
+
+def test_only_the_newest_are_kept(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared, "KEPT", 10)
+    one, two = pair
+    until = time.time() + 100
+
+    for number in range(25):
+        one.add([f"id{number}"], until + number)
+
+    assert [task_id for task_id, _ in two.read()] == [f"id{number}" for number in range(15, 25)]
+
+
+def test_thousands_at_once(pair: Pair) -> None:
+    one, two = pair
+
+    one.add([f"id{number}" for number in range(5000)], time.time() + 100)
+
+    assert len(two.read()) == 5000
+
+
+def test_broker_that_is_away_is_a_connection_error_without_the_password() -> None:
+    away = open_shared(f"redis://:geheim@127.0.0.1:{free_port()}/0", {})
+    assert away is not None
+
+    with pytest.raises(ConnectionError) as caught:
+        away.read()
+
+    assert "geheim" not in str(caught.value)
+
+
+def test_key_has_the_prefix_of_the_transport(redis_server: RedisServer, redis_url: str) -> None:
+    one = open_shared(redis_url, {"global_keyprefix": "mine:"})
+    assert one is not None
+
+    one.add(["a"], time.time() + 100)
+    one.close()
+
+    assert redis_server.command("EXISTS mine:kw.revoked") == ":1"
+
+
+@pytest.mark.parametrize("url", ["amqp://localhost", "memory://", "sqs://"])
+def test_other_brokers_keep_none(url: str) -> None:
+    assert open_shared(url, {}) is None

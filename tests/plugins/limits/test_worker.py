@@ -1,0 +1,231 @@
+"""Revokes and rate limits of a running worker, on real brokers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from kernel_app import App
+from kernel_app.exceptions import TaskRevokedError
+from kernel_worker.testing import Ledger, WorkerProcess, eventually
+from tests.conftest import RunKw
+from tests.servers import RedisServer
+
+APPLICATION = """
+import time
+
+from kernel_app import App
+from kernel_worker.testing import Ledger
+
+app = App("limits")
+
+
+@app.task(name="note")
+def note(label):
+    Ledger("ledger").note("start", label=label)
+    return label
+
+
+@app.task(name="nap")
+def nap(seconds):
+    Ledger("ledger").note("start", label="nap")
+    time.sleep(seconds)
+
+
+@app.task(name="limited", rate_limit="50/s")
+def limited(number):
+    Ledger("ledger").note("start", label=number)
+"""
+
+Start = Callable[..., WorkerProcess]
+
+
+@pytest.fixture(params=["redis", "sqlite"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "redis":
+        found: str = request.getfixturevalue("redis_url")
+        return found
+    return f"sqlite:///{tmp_path / 'kw.db'}"
+
+
+@pytest.fixture
+def start(kw: RunKw, tmp_path: Path) -> Start:
+    """`start(url, *arguments)`: a worker on the application."""
+    (tmp_path / "application.py").write_text(APPLICATION)
+
+    def run(url: str, *arguments: str) -> WorkerProcess:
+        worker = kw(
+            "run", "-A", "application", "-b", url, "--result-backend", url, "-c", "1", "-n", "w@here", *arguments
+        )
+        control = client(url).control
+        eventually(lambda: control.ping(["w@here"], timeout=1), within_s=15)
+        return worker
+
+    return run
+
+
+def client(url: str) -> App:
+    return App("client", broker_url=url, result_backend=url)
+
+
+@pytest.fixture
+def sender(url: str) -> Iterator[App]:
+    app = client(url)
+    yield app
+    app.close()
+
+
+def labels(ledger: Ledger) -> list[object]:
+    return [entry["label"] for entry in ledger.entries("start")] if ledger.path.exists() else []
+
+
+def test_task_revoked_while_no_worker_was_up_does_not_run(start: Start, sender: App, url: str, ledger: Ledger) -> None:
+    revoked = sender.send_task("note", ("revoked",))
+    parked = sender.send_task("note", ("parked",), countdown=1.0)
+    kept = sender.send_task("note", ("kept",))
+    sender.control.revoke([revoked.id, parked.id])
+
+    start(url)
+
+    assert kept.get(timeout=10) == "kept"
+    for result in (revoked, parked):
+        with pytest.raises(TaskRevokedError):
+            result.get(timeout=10)
+    assert labels(ledger) == ["kept"]
+
+
+def test_task_revoked_while_it_waits_behind_another_does_not_run(
+    start: Start, sender: App, url: str, ledger: Ledger
+) -> None:
+    start(url)
+    sender.send_task("nap", (1.0,))
+    eventually(lambda: labels(ledger) == ["nap"], within_s=10)
+    results = [sender.send_task("note", (number,)) for number in range(5)]
+
+    assert sender.control.revoke([result.id for result in results[:4]], reply=True, limit=1)
+
+    assert results[4].get(timeout=10) == 4
+    for result in results[:4]:
+        with pytest.raises(TaskRevokedError):
+            result.get(timeout=10)
+    assert labels(ledger) == ["nap", 4]
+
+
+def test_parked_task_that_is_revoked_does_not_run(start: Start, sender: App, url: str, ledger: Ledger) -> None:
+    start(url)
+    result = sender.send_task("note", ("late",), countdown=1.0)
+
+    sender.control.revoke(result.id, reply=True, limit=1)
+
+    with pytest.raises(TaskRevokedError):
+        result.get(timeout=10)
+    assert labels(ledger) == []
+
+
+def test_revoked_task_that_is_not_due_ends_when_it_arrives(start: Start, sender: App, url: str) -> None:
+    start(url)
+    sender.control.revoke("far-off", reply=True, limit=1)
+
+    result = sender.send_task("note", ("late",), task_id="far-off", countdown=3600)
+
+    with pytest.raises(TaskRevokedError):
+        result.get(timeout=10)
+
+
+def test_revokes_survive_a_restart_in_the_state_file(
+    start: Start, redis_server: RedisServer, redis_url: str, ledger: Ledger
+) -> None:
+    sender = client(redis_url)
+    worker = start(redis_url, "--statedb", "worker.state")
+    assert sender.control.revoke("revoked-id", reply=True, limit=1)
+    assert sender.control.revoke_by_stamped_headers({"customer": "x"}, reply=True, limit=1)
+    worker.kill()  # at once, without a chance to save anything
+    assert redis_server.command("DEL kw.revoked") == ":1"
+
+    start(redis_url, "--statedb", "worker.state")
+    sender.send_task("note", ("by id",), task_id="revoked-id")
+    sender.send_task("note", ("by stamp",), stamped_headers=["customer"], customer="x")
+
+    assert sender.send_task("note", ("kept",)).get(timeout=10) == "kept"
+    assert sender.control.inspect().revoked() == {"w@here": ["revoked-id"]}
+    assert labels(ledger) == ["kept"]
+    sender.close()
+
+
+def test_foreign_state_file_is_refused_before_anything_runs(kw: RunKw, tmp_path: Path, redis_url: str) -> None:
+    (tmp_path / "application.py").write_text(APPLICATION)
+    (tmp_path / "worker.state").write_bytes(b"\x80\x04other")
+
+    worker = kw("run", "-A", "application", "-b", redis_url, "--statedb", "worker.state", ready=False)
+
+    assert worker.wait() == 78
+    assert "is not a state file of kw" in worker.output
+    assert "Traceback" not in worker.output
+
+
+def test_limited_tasks_keep_their_rate_and_delay_nobody(start: Start, redis_url: str, ledger: Ledger) -> None:
+    sender = client(redis_url)
+    for number in range(600):
+        sender.send_task("limited", (number,))
+    start(redis_url)
+    eventually(lambda: len(labels(ledger)) > 10, within_s=10)
+
+    begun, count = time.monotonic(), len(labels(ledger))
+    assert sender.send_task("note", ("free",)).get(timeout=10) == "free"
+    waited = time.monotonic() - begun
+    time.sleep(3.0)  # the rate is what is measured
+    ran, seconds = len(labels(ledger)) - 1 - count, time.monotonic() - begun
+
+    assert waited < 1.0
+    assert ran / seconds == pytest.approx(50, rel=0.05)
+    sender.close()
+
+
+@pytest.mark.faults
+def test_flood_of_ten_thousand_limited_tasks_delays_nobody_for_a_second(start: Start, redis_url: str) -> None:
+    """With the flood in the queue before the worker starts, and everybody else's task behind it."""
+    sender = client(redis_url)
+    for number in range(10_000):
+        sender.send_task("limited", (number,))
+    free = sender.send_task("note", ("free",))
+    start(redis_url)
+    begun = time.monotonic()
+
+    free.get(timeout=10)
+    waited = time.monotonic() - begun
+
+    print(f"behind 10,000 limited tasks: {waited:.2f} s")
+    assert waited < 1.0
+    sender.close()
+
+
+def test_limit_that_is_taken_away_is_felt_by_tasks_that_wait(start: Start, redis_url: str, ledger: Ledger) -> None:
+    sender = client(redis_url)
+    start(redis_url)
+    assert sender.control.rate_limit("note", "1/h", reply=True, limit=1)
+    results = [sender.send_task("note", (number,)) for number in range(20)]
+    assert results[0].get(timeout=10) == 0
+
+    assert sender.control.rate_limit("note", 0, reply=True, limit=1)
+
+    eventually(lambda: len(labels(ledger)) >= 4, within_s=2.5)
+    for result in results:
+        result.get(timeout=10)
+    sender.close()
+
+
+def test_rate_is_changed_while_the_worker_runs(start: Start, redis_url: str) -> None:
+    sender = client(redis_url)
+    start(redis_url)
+
+    replies = [sender.control.rate_limit("note", rate, reply=True, limit=1) for rate in ("10/m", "0", "quick")]
+
+    texts = [next(iter(reply[0]["w@here"].items())) for reply in replies if reply]
+    assert texts[0] == ("ok", "new rate limit set successfully")
+    assert texts[1] == ("ok", "rate limit disabled successfully")
+    assert texts[2][0] == "error"
+    assert texts[2][1].startswith("Invalid rate limit string: ValueError(")
+    sender.close()

@@ -1,0 +1,10 @@
+"""The eventlet pool keeps the contract of pools, as a whole `kw` worker."""
+
+from __future__ import annotations
+
+from kernel_pool_green import EventletPool
+from kernel_worker.testing import PoolContract
+
+
+class TestEventletPool(PoolContract):
+    driver = EventletPool
