@@ -15,7 +15,7 @@ import redis
 from kernel_worker.testing import Ledger, WorkerProcess, eventually
 from tests.conftest import RunKw
 from tests.faults.application import MODULE, OPTIONS, client, name, started
-from tests.servers import RedisServer
+from tests.servers import RedisServer, free_port
 
 PASSWORD = "hunter2-of-redis"
 TOLD_WITHIN_S = 10.0
@@ -173,7 +173,7 @@ def test_states_of_a_server_are_waited_for_and_told(
 
 
 def test_cluster_is_told_to_be_none_of_ours(folder: Path, kw: RunKw, start_redis: Callable[..., RedisServer]) -> None:
-    server = start_redis("--cluster-enabled", "yes")
+    server = start_redis("--cluster-enabled", "yes", "--cluster-port", str(free_port()))
     worker = kw(*OPTIONS, "-b", server.url, "--result-backend", server.url, "-c", "1", ready=False)
 
     worker.wait_for_output("Redis Cluster is not supported", within_s=TOLD_WITHIN_S)

@@ -26,7 +26,7 @@ from typing import Any
 from .board import Board
 from .drivers import LoadedApp, Native, Runtime
 from .minder import Minder
-from .process_state import ProcessState
+from .process_state import ProcessState, watch
 from .reporting import ASK_AGAIN_S, Reports
 from .types import Job, Outcome, OutcomeKind
 from .wire import (
@@ -67,7 +67,7 @@ class BlockingRuntime(Runtime):
         self._slot = Slot()
 
     def prepare(self) -> None:
-        """Nothing to patch."""
+        watch()
 
     def native(self) -> Native:
         return PlainNative()
