@@ -6,7 +6,7 @@ import pytest
 
 from .source import CORE, code_lines
 
-AIM, CEILING = 1_500, 5_500
+AIM, CEILING = 1_500, 5_600
 OUTSIDE = {"config", "config_file", "options", "secret", "worker_options"}
 """Rooms of the configuration; `cli` and `testing` are packages and not counted either. See ADR 0010."""
 
