@@ -522,6 +522,9 @@ class Dispatcher:
                 request.final = Settlement(request.delivery, Verdict.ACK)
                 self.ready.appendleft(request)
                 return
+        if outcome.kind is OutcomeKind.LOST and request.conclude is None:  # it says so itself: no memory was left
+            self._end_lost(request, outcome, outcome.error)
+            return
         settlement = request.final or self._policy(request, outcome)
         if outcome.kind is OutcomeKind.INVALID:
             log.error(
@@ -640,6 +643,10 @@ class Dispatcher:
             outcome = Outcome(OutcomeKind.CANCELLED, error=reason)
         else:
             outcome = Outcome(OutcomeKind.LOST, error=f"Worker exited prematurely: {reason}")
+        self._end_lost(request, outcome, reason)
+
+    def _end_lost(self, request: Request, outcome: Outcome, reason: str) -> None:
+        """A run that its executor did not bring to an end: again, or never more."""
         settlement = self._policy(request, outcome)
         _log_end(request, outcome, reason)
         if outcome.kind is not OutcomeKind.REVOKED:  # that is told when it is stored

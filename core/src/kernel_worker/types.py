@@ -76,7 +76,7 @@ class OutcomeKind(IntEnum):
     EXPIRED = 7  # its expiry had passed
     REVOKED = 8
     RETURNED = 9  # never started; the executor gave it back
-    LOST = 10  # by the supervisor: the executor died while it ran
+    LOST = 10  # by the supervisor: the executor died while it ran; by the executor: it had no memory left
     TIMEOUT = 11  # hard time limit
     CANCELLED = 12  # by shutdown: put back, no attempt counted
     UNKNOWN = 13  # no such task in the application

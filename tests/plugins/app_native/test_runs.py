@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import json
 import logging
+import re
 import signal
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -107,7 +108,6 @@ class HostileArgs(Exception):
         SystemExit(3),
         KeyboardInterrupt(),
         GeneratorExit(),
-        MemoryError(),
         RecursionError("deep"),
         HostileError(HostileError()),
         BadArgs({1}, object()),
@@ -129,6 +129,29 @@ def test_whatever_a_task_raises_is_a_failure(app: App, worker: MakeWorker, error
     assert outcome.kind is OutcomeKind.FAILURE
     assert meta_of(outcome)["result"]["exc_type"] == type(error).__name__
     assert outcome.error.startswith(type(error).__name__)
+
+
+def test_task_without_memory_left_is_lost_like_one_whose_process_was_killed(app: App, worker: MakeWorker) -> None:
+    @app.task
+    def exhaust() -> None:
+        raise MemoryError
+
+    exhaust.delay()
+    outcome = worker(app).run()
+
+    assert outcome.kind is OutcomeKind.LOST
+    assert re.fullmatch(r"MemoryError in a process that held \d+ MB at most", outcome.error)
+    assert outcome.result is None
+
+
+def test_task_that_retries_without_memory_is_retried(app: App, worker: MakeWorker) -> None:
+    @app.task(autoretry_for=(MemoryError,))
+    def exhaust() -> None:
+        raise MemoryError
+
+    exhaust.delay()
+
+    assert worker(app).run().kind is OutcomeKind.RETRY
 
 
 def test_a_task_that_recurses_without_end_fails(app: App, worker: MakeWorker) -> None:

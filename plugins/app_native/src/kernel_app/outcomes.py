@@ -7,6 +7,8 @@ know them (worker-cli §4).
 from __future__ import annotations
 
 import logging
+import resource
+import sys
 from collections.abc import Mapping
 from traceback import format_exception
 from typing import TYPE_CHECKING, Any
@@ -139,6 +141,8 @@ class Endings:
             if isinstance(error, Ignore):
                 _log(logging.INFO, "Task %s[%s] ignored", run)
                 return Outcome(OutcomeKind.IGNORE, run.runtime)
+            if isinstance(error, MemoryError):
+                return _out_of_memory(run)
             return self._failed(run, error)
         finally:
             error.__traceback__ = None  # its frames hold the task's variables
@@ -246,6 +250,14 @@ def call_hook(task: Task[..., Any, Any], name: str, *args: Any) -> None:
         getattr(task, name)(*args)
     except Exception:  # user code; its bug must not change the outcome
         log.exception("Task %s: %s raised", task.name, name, extra={"action": "hook_failed", "task": task.name})
+
+
+def _out_of_memory(run: Run) -> Outcome:
+    """What the system does to a process without memory, an exception does here: the run is lost, and counted. There may
+    be more memory elsewhere, or later."""
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2) counts in KiB on Linux, in bytes on macOS
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit // 1024**2
+    return Outcome(OutcomeKind.LOST, run.runtime, error=f"MemoryError in a process that held {peak} MB at most")
 
 
 def _log(level: int, text: str, run: Run, *args: Any) -> None:
