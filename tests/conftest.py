@@ -18,19 +18,18 @@ RunKw = Callable[..., WorkerProcess]
 that says so."""
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Side by side (`-n`), tests that share something dear to start are run by one process, so that there is one of it."""
-    if not config.pluginmanager.hasplugin("xdist"):
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Side by side (`-n`), tests that share something dear to start are run by one process, so that there is one of it.
+    Not later: pytest-xdist asks for the groups before other plugins may change the list of tests."""
+    if not hasattr(item.config.option, "loadgroup"):  # set where tests run side by side
         return
-    for item in items:
-        names = getattr(item, "fixturenames", ())
-        if "rabbitmq_server" in names:
-            item.add_marker(pytest.mark.xdist_group("rabbitmq"))
-        elif dear := next((name for name in DEAR if name in names), ""):
-            parameters = getattr(item, "callspec", None)
-            which = parameters.params.get(dear, "") if parameters else ""
-            item.add_marker(pytest.mark.xdist_group(f"{item.nodeid.partition('::')[0]} {which}"))
+    names = getattr(item, "fixturenames", ())
+    if "rabbitmq_server" in names:
+        item.add_marker(pytest.mark.xdist_group("rabbitmq"))
+    elif dear := next((name for name in DEAR if name in names), ""):
+        parameters = getattr(item, "callspec", None)
+        which = parameters.params.get(dear, "") if parameters else ""
+        item.add_marker(pytest.mark.xdist_group(f"{item.nodeid.partition('::')[0]} {which}"))
 
 
 @pytest.fixture(scope="session")
