@@ -141,7 +141,7 @@ def _rate(client: App, ledger: Ledger, prefix: str, count: int = 600) -> float:
 @pytest.mark.parametrize(
     ("pool", "tasks", "kills"),
     [
-        pytest.param("prefork", 600, 30, id="prefork"),
+        pytest.param("prefork", 600, 30, id="prefork", marks=pytest.mark.faults),  # compares rates
         *(
             pytest.param(
                 pool,

@@ -21,6 +21,7 @@ NO_ORDER = "a standard queue of SQS has no order"
 MANY = "the server of the tests takes some ten milliseconds per message: the tests below ask for less of them"
 
 
+@pytest.mark.faults  # a minute and a half: the emulated server answers slowly
 class TestSqsBroker(BrokerContract):
     short_lease_s = 1.0
     many = 100

@@ -111,6 +111,7 @@ def test_celerys_receiver_hears_them(outlet: Outlet, url: str) -> None:
         return  # Celery has no such broker
     celery = pytest.importorskip("celery")
     app = celery.Celery(broker=url, set_as_current=False)
+    app.conf.event_exchange = EXCHANGE
     heard: list[dict[str, Any]] = []
     with app.connection() as connection:
         receiver = app.events.Receiver(connection, handlers={"*": heard.append}, app=app)

@@ -359,8 +359,8 @@ def _drain(broker: Broker, count: int) -> list[Delivery]:
 
 
 def _fetch_until_one_comes(broker: Broker) -> list[Delivery]:
-    deadline = time.monotonic() + 5.0
+    deadline = time.monotonic() + 9.0
     while time.monotonic() < deadline:
-        if got := broker.fetch(1, 5.0):
+        if got := broker.fetch(1, 1.0):
             return got
     return []

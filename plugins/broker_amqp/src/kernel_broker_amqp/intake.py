@@ -108,7 +108,7 @@ class Intake:
 
     def _wait(self, session: Session, limit: int, deadline: float) -> None:
         """Take in at least one message until the deadline. Consumers stay open only if there was none in time."""
-        mended: set[str] = set()
+        mended: list[str] = []
         while not session.inbox:
             self._open_lanes(session, mended)
             self._look_at_returned(session, limit)
@@ -136,10 +136,10 @@ class Intake:
 
     # ------------------------------------------------------------------ channels and consumers
 
-    def _open_lanes(self, session: Session, mended: set[str]) -> None:
+    def _open_lanes(self, session: Session, mended: list[str]) -> None:
         """Have a channel for each queue that is to be consumed, and give up those of others.
 
-        :param mended: queues that were declared again during this fetch: a second loss is an error.
+        :param mended: queues that were declared again during this fetch: a third loss of one is an error.
         :raises AmqpRefused: a queue cannot be consumed.
         """
         specs = self._specs
@@ -149,9 +149,9 @@ class Intake:
             del session.lost[queue]
             if queue not in specs:
                 continue
-            if queue in mended:
+            if mended.count(queue) >= 2:  # one loss may be told twice: by its consumer, and when it is opened again
                 raise AmqpRefused(f"queue {queue!r} cannot be consumed: {reason}")
-            mended.add(queue)
+            mended.append(queue)
             log.warning(
                 "queue %s: %s; it is declared and consumed again",
                 queue,
