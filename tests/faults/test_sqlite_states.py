@@ -88,13 +88,12 @@ def test_file_that_is_no_database_is_waited_for_until_it_is_replaced(
 ) -> None:
     file.write_text("This is no database, though it is long enough to have a header.\n" * 100)
     worker = kw(*OPTIONS, "-b", url, "--result-backend", url, "-c", "1", ready=False)
-    worker.wait_for_output("is not an SQLite database")
+    worker.wait_for_output("broker is away")
 
     file.unlink()
 
     worker.wait_until_ready()
     with client(url) as app:
         assert app.send_task(f"{MODULE}.echo", [1]).get(timeout=20) == 1
-    told = [line for line in worker.output.splitlines() if "broker is away" in line and "is not an SQLite" in line]
-    assert len(told) == 1, "the same trouble is told once"
+    assert worker.output.count("broker is away") == 1, "the same trouble is told once"
     assert worker.stop() == 0
