@@ -88,12 +88,12 @@ def test_file_that_is_no_database_is_waited_for_until_it_is_replaced(
 ) -> None:
     file.write_text("This is no database, though it is long enough to have a header.\n" * 100)
     worker = kw(*OPTIONS, "-b", url, "--result-backend", url, "-c", "1", ready=False)
-    worker.wait_for_output("broker is away")
+    worker.wait_for_output("broker refuses us")
 
     file.unlink()
 
     worker.wait_until_ready()
     with client(url) as app:
         assert app.send_task(f"{MODULE}.echo", [1]).get(timeout=20) == 1
-    assert worker.output.count("broker is away") == 1, "the same trouble is told once"
+    assert worker.output.count("broker refuses us") == 1, "the same trouble is told once"
     assert worker.stop() == 0
