@@ -22,7 +22,18 @@ RECORDS = {
     "control": {"NO_REPLY", "Pending"},
 }
 """What hooks take or return and lives in another room."""
-EXECUTOR_KIT = {"board", "executor", "executor_main", "loading", "logs", "loop", "process_state", "spawn", "wire"}
+EXECUTOR_KIT = {
+    "board",
+    "executor",
+    "executor_main",
+    "interrupting",
+    "loading",
+    "logs",
+    "loop",
+    "process_state",
+    "spawn",
+    "wire",
+}
 """Rooms a pool may build on that starts executors in its own way."""
 NEEDS_NO_WORKER = ("kernel_app", "kernel_result_redis", "kernel_result_sqlite")
 

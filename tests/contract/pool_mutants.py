@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from kernel_worker import Layout, Pool, PoolCapability, executor_main
+from kernel_worker import Layout, Pool, PoolCapability, executor_main, interrupting
 from kernel_worker.executor import BlockingRuntime, Executor
 from kernel_worker.minder import Minder
 from kernel_worker.spawn import Birth, ExecSpawner, python_command, watch_exit
@@ -41,6 +41,13 @@ class NoSoftLimit(ExecPool):
 
     name = "no-soft-limit"
     runtime = f"{__name__}:DeafRuntime"
+
+
+class RaisesAnywhere(ExecPool):
+    """Raises limits whatever the task is in the middle of."""
+
+    name = "raises-anywhere"
+    runtime = f"{__name__}:ImpatientRuntime"
 
 
 class RunsTwice(ExecPool):
@@ -81,6 +88,12 @@ class DiesWithTheGroup(ExecPool):
 class DeafRuntime(BlockingRuntime):
     def cancel(self, tag: int, error: BaseException) -> bool:
         return True
+
+
+class ImpatientRuntime(BlockingRuntime):
+    def cancel(self, tag: int, error: BaseException) -> bool:
+        interrupting.PATIENCE_S = 0.0
+        return super().cancel(tag, error)
 
 
 class TwiceRuntime(BlockingRuntime):
@@ -150,6 +163,7 @@ def mortal_main() -> None:
 MUTANTS: tuple[type[Pool], ...] = (
     OneAtATime,
     NoSoftLimit,
+    RaisesAnywhere,
     RunsTwice,
     StopsLate,
     NeverReplaces,

@@ -10,6 +10,7 @@ from .proving import Proof, prove
 CAUGHT_BY = {
     "OneAtATime": "test_as_many_tasks_run_at_once_as_there_are_slots",
     "NoSoftLimit": "test_soft_limit_is_raised_in_the_task_which_may_catch_it",
+    "RaisesAnywhere": "test_soft_limit_ends_a_task_that_only_logs_and_leaves_no_log_locked",
     "RunsTwice": "test_every_task_of_many_runs_once",
     "StopsLate": "test_idle_worker_stops_at_once",
     "NeverReplaces": "test_killed_executor_is_replaced_and_its_task_runs_again",

@@ -10,9 +10,10 @@ from dataclasses import asdict
 from typing import Any
 
 from kernel_worker.bus import Bus
-from kernel_worker.dispatcher import Dispatcher, Request
+from kernel_worker.dispatcher import Dispatcher
 from kernel_worker.drivers import Layout
 from kernel_worker.loop import Loop
+from kernel_worker.request import Request
 from kernel_worker.spawn import Birth, Spawner, SpawnEvents
 from kernel_worker.supervisor import Supervisor
 from kernel_worker.testing import envelope

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from kernel_worker.bus import Kind
-from kernel_worker.dispatcher import MAX_DEPTH, Request
+from kernel_worker.dispatcher import MAX_DEPTH
+from kernel_worker.request import Request
 from kernel_worker.types import Delivery, OutcomeKind, Settlement, Verdict
 from kernel_worker.wire import Frame
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from kernel_worker.bus import Kind
-from kernel_worker.dispatcher import Request
 from kernel_worker.drivers import Layout
+from kernel_worker.request import Request
 from kernel_worker.supervisor import Handle
 from kernel_worker.types import Outcome, OutcomeKind, Settlement, TaskInfo, Verdict
 from kernel_worker.wire import Frame
@@ -285,7 +285,7 @@ class _Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> _Clock:
     clock = _Clock()
-    for module in ("dispatcher", "loop", "prefetch", "supervisor"):
+    for module in ("hard_limits", "dispatcher", "loop", "prefetch", "supervisor"):
         monkeypatch.setattr(f"kernel_worker.{module}.time", clock)
     return clock
 

@@ -28,7 +28,7 @@ class _Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> _Clock:
     clock = _Clock()
-    for module in ("dispatcher", "loop", "prefetch", "supervisor"):
+    for module in ("hard_limits", "dispatcher", "loop", "prefetch", "supervisor"):
         monkeypatch.setattr(f"kernel_worker.{module}.time", clock)
     return clock
 

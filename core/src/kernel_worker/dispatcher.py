@@ -12,77 +12,33 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from typing import Any, TypeGuard
+from dataclasses import replace
 
 from .bus import Bus, Kind
+from .hard_limits import CANCEL_GRACE_S, HardLimits
 from .loop import Loop, Timer
 from .prefetch import Prefetch
-from .settle import DEFAULT_TASK, decide
+from .request import HORIZON_S, InvalidMessage, Request, printable, read_request
+from .settle import decide
 from .supervisor import Handle, Supervisor
-from .suspects import Suspects, Suspicion
+from .suspects import Suspects
 from .types import Delivery, Outcome, OutcomeKind, Settlement, TaskInfo, Verdict
 from .unknown import Unknown
 from .wire import CONCLUDE_HEAD, DONE_RECORD, FLAG_PAYLOAD, FLAG_REDELIVERED, HEAD, MAX_UNSTORED, RUN_HEAD, Frame
 
 log = logging.getLogger("kernel_worker.dispatcher")
 
-HORIZON_S = 0.01
-"""Work given to one slot ahead of time: at most this much, by the run times measured per task."""
 MAX_DEPTH = 64
 """Requests one slot holds at most."""
 TICK_S = 0.1
-LIMIT_SLACK_S = 0.05
 STALL_S = 0.1
 """How long an executor with several slots that gave work back gets none, unless one of its tasks ends before."""
-CANCEL_GRACE_S = 0.9
-"""How long after its hard limit, or after it was terminated, a task may live that shares its process: it is cancelled
-first, the process killed then."""
 RECOUNT_S = 0.25
 """How long a message that went back to be counted is waited for, before the next one goes."""
 MAX_CUT_OFF = 10_000
 """Ids remembered at most of messages that were lost with the lease or the connection."""
-NAME_LIMIT = 255
 TERMINATED = "terminated"
 """The reason stored for a task that remote control ended."""
-
-
-@dataclass(slots=True, eq=False)
-class Request:
-    """The kernel's record of one run of a task."""
-
-    id: str
-    task: str
-    delivery: Delivery
-    info: TaskInfo
-    hard: float = 0.0
-    soft: float = 0.0
-    eta: float = 0.0
-    expires: float = 0.0
-    cost: float = HORIZON_S
-    tag: int = 0
-    """Names this run on the wire; given with the slot, so that what one executor gets has rising tags."""
-    executor: Handle | None = None
-    acked: bool = False
-    conclude: OutcomeKind | None = None
-    """Set when the task shall not be run (to its end) but this outcome be stored, with `text`."""
-    text: str = ""
-    final: Settlement | None = None
-    """What to do with the delivery once the conclusion is stored."""
-    tries: int = 0
-    """Executors that its conclusion has ended."""
-    suspicion: Suspicion | None = None
-    is_marking: bool = False
-    """It has a slot, and starts when the broker has counted it."""
-    is_fenced: bool = False
-    """Its delivery became another worker's: its end is nobody's business here."""
-    signum: int | None = None
-    """The signal that remote control asked to end it with while it ran."""
-
-
-class InvalidMessage(Exception):
-    """A message that cannot become a request; the text is the reason kept with the dead letter."""
 
 
 class Dispatcher:
@@ -153,6 +109,7 @@ class Dispatcher:
         self._limits = (time_limit or 0.0, soft_time_limit or 0.0)
         self._can_delay = can_delay
         self._can_kill = can_kill
+        self._hard_limits = HardLimits(loop, supervisor, can_kill)
         self._filters = tuple(filters)
         self._on_up = on_up
         self._on_down = on_down
@@ -303,44 +260,9 @@ class Dispatcher:
         return True
 
     def _request(self, delivery: Delivery) -> Request:
-        if delivery.error is not None:
-            raise InvalidMessage(delivery.error)
-        headers = delivery.headers
-        task = headers.get("task")
-        if task is None:  # protocol 1: everything lies in the body, which only the executor reads
-            return Request("", "", delivery, DEFAULT_TASK, *self._limits)
-        task_id = headers.get("id")
-        if not _is_name(task):
-            raise InvalidMessage(f"header 'task' is not a name: {task!r:.80}")
-        if not _is_name(task_id):
-            raise InvalidMessage(f"header 'id' is not an id: {task_id!r:.80}")
-        info = self._tasks.get(task)
-        request = Request(task_id, task, delivery, info or DEFAULT_TASK)
-        if info is None:
-            request.conclude, request.text = OutcomeKind.UNKNOWN, printable(task)
-        request.cost = self._costs.get(task, HORIZON_S)
-        request.hard = info.time_limit if info is not None and info.time_limit else self._limits[0]
-        request.soft = info.soft_time_limit if info is not None and info.soft_time_limit else self._limits[1]
-        limits = headers.get("timelimit")
-        if limits is not None and limits != [None, None]:
-            self._header_limits(request, limits)
-        if (eta := headers.get("eta")) is not None:
-            request.eta = unix_time(eta, "eta")
-        if (expires := headers.get("expires")) is not None:
-            request.expires = unix_time(expires, "expires")
+        request = read_request(delivery, self._tasks, *self._limits)
+        request.cost = self._costs.get(request.task, HORIZON_S)
         return request
-
-    @staticmethod
-    def _header_limits(request: Request, limits: Any) -> None:
-        try:
-            hard, soft = limits
-            for value in (hard, soft):
-                if value is not None and (isinstance(value, bool) or not 0 <= value < 1e9):
-                    raise ValueError
-        except (TypeError, ValueError):
-            raise InvalidMessage(f"header 'timelimit' is not [hard, soft] in seconds: {limits!r:.80}") from None
-        request.hard = hard or request.hard
-        request.soft = soft or request.soft
 
     # -- through: assignment
 
@@ -438,7 +360,7 @@ class Dispatcher:
             request.acked = True
             self._batch.append(Settlement(delivery, Verdict.ACK))
         if request.hard:
-            self._watch_limits(handle, request.hard + LIMIT_SLACK_S)
+            self._hard_limits.given(handle, request.hard)
         handle.given += 1
         if self.supervisor.succession.max_tasks:
             self.supervisor.succession.given(handle)
@@ -551,7 +473,7 @@ class Dispatcher:
             self._line_up_again(request)
         if executor.heir is not None:
             self.supervisor.succession.emptied(executor)
-        executor.stalled = _depth(executor) > 0  # its long task may have ended in between
+        executor.stalled = len(executor.outstanding) > executor.unstored  # its long task may have ended in between
         if executor.stalled and executor.slots > 1:
             self.loop.call_later(STALL_S, self._try_again, executor)
 
@@ -721,38 +643,6 @@ class Dispatcher:
             self._tasks = {**self._tasks, task: replace(info, soft_time_limit=soft, time_limit=hard)}
         return info is not None
 
-    # -- limits
-
-    def _watch_limits(self, executor: Handle, delay_s: float) -> None:
-        """Look at the limits of an executor's requests in `delay_s` seconds at the latest. One timer for each executor:
-        those of requests that ended long ago would keep them all in memory until their limit."""
-        pending = executor.limit_check
-        if pending is not None:
-            if pending.when <= time.monotonic() + delay_s:
-                return
-            pending.cancel()
-        executor.limit_check = self.loop.call_later(delay_s, self._check_limits, executor)
-
-    def _check_limits(self, executor: Handle) -> None:
-        executor.limit_check = None
-        limited = [request for request in executor.outstanding.values() if request.hard]
-        if not limited:
-            return  # or it has ended, and its board with it
-        records = (executor.board.read(slot) for slot in range(executor.slots))
-        started = {tag: at for tag, at, _ in records}
-        now, wait_s = time.monotonic(), 1e9
-        for request in limited:
-            left_s = request.hard - (now - started.get(request.tag, now))
-            if left_s > 0:
-                wait_s = min(wait_s, left_s + 0.001)
-            elif self._can_kill and (executor.slots == 1 or left_s < -CANCEL_GRACE_S):
-                self.supervisor.kill(executor, f"hard time limit of {request.hard:g} s", request.tag)
-                return
-            else:
-                self.supervisor.cancel(executor, request.tag, "time_limit", request.hard)
-                wait_s = min(wait_s, 1.0)  # a task may catch it: say it again
-        self._watch_limits(executor, wait_s)
-
     # -- out: settlements
 
     def _dead(self, delivery: Delivery, reason: str) -> None:
@@ -895,14 +785,6 @@ _EVENTS = {
 }
 
 
-def _is_name(value: object) -> TypeGuard[str]:
-    """Whether a header may serve as name or id: short text without halves of surrogate pairs, which JSON can
-    smuggle in and which nothing can send or store."""
-    if type(value) is not str or not 0 < len(value) <= NAME_LIMIT:
-        return False
-    return value.isascii() or not any("\ud800" <= character <= "\udfff" for character in value)
-
-
 def _log_end(request: Request, outcome: Outcome, reason: str) -> None:
     log.log(
         logging.INFO if outcome.kind in (OutcomeKind.CANCELLED, OutcomeKind.REVOKED) else logging.ERROR,
@@ -923,22 +805,3 @@ def _is_serving(handle: Handle) -> bool:
 def _depth(handle: Handle) -> int:
     """Requests that still want its slots."""
     return len(handle.outstanding) - handle.unstored + handle.marking
-
-
-def unix_time(value: Any, header: str) -> float:
-    """An ISO 8601 header as unix time; naive values are UTC (wire-protocol, reading rules).
-
-    :raises InvalidMessage: it is not a time.
-    """
-    try:
-        moment = datetime.fromisoformat(value)
-        if moment.tzinfo is None:
-            moment = moment.replace(tzinfo=UTC)
-        return moment.timestamp()
-    except (TypeError, ValueError, OverflowError):
-        raise InvalidMessage(f"header {header!r} is not an ISO 8601 time: {value!r:.80}") from None
-
-
-def printable(text: str) -> str:
-    """Untrusted text, cut and escaped for logs and terminals."""
-    return ascii(text[:120])[1:-1] if not text.isascii() or not text.isprintable() else text[:120]

@@ -135,8 +135,17 @@ class Runtime(ABC):
 
         Called on whichever thread reads frames: the minder's or the one of `serve`. Must not wait for the task.
 
+        Not in the middle of what an exception would break (`kernel_worker.interrupting.Aim`): there it waits.
+
         :return: whether it is or will be raised, as far as is known now; False when the job does not run here.
         """
+
+    def insist(self) -> bool:
+        """Try again to raise what had to wait. Minder thread, every millisecond while something waits.
+
+        :return: whether something waits.
+        """
+        return False
 
     def around(self, run: Call) -> Call:
         """Called once with `LoadedApp.run`: what `execute` calls in its place, on the slot's thread or greenlet."""

@@ -25,6 +25,7 @@ from typing import Any
 
 from .board import Board
 from .drivers import LoadedApp, Native, Runtime
+from .interrupting import Aim
 from .minder import Minder
 from .process_state import ProcessState, watch
 from .reporting import ASK_AGAIN_S, Reports
@@ -63,7 +64,7 @@ class BlockingRuntime(Runtime):
     """One slot: jobs run one after the other on the main thread. Prefork and solo."""
 
     def __init__(self) -> None:
-        self._aim: tuple[int, BaseException] | None = None
+        self._aim: Aim | None = None
         self._slot = Slot()
 
     def prepare(self) -> None:
@@ -83,14 +84,23 @@ class BlockingRuntime(Runtime):
     def cancel(self, tag: int, error: BaseException) -> bool:
         if self._slot.tag != tag:
             return False
-        self._aim = (tag, error)
+        self._aim = Aim(tag, error)
+        self.insist()
+        return True
+
+    def insist(self) -> bool:
+        if self._aim is None:
+            return False
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
         return True
 
     def _raise_in_task(self, signum: int, frame: FrameType | None) -> None:
-        aim, self._aim = self._aim, None
-        if aim is not None and self._slot.tag == aim[0]:
-            raise aim[1]
+        aim = self._aim
+        if aim is None or (self._slot.tag == aim.tag and aim.must_wait(frame)):
+            return
+        self._aim = None
+        if self._slot.tag == aim.tag:
+            raise aim.error
 
 
 class Slot:

@@ -22,9 +22,9 @@ import pluggy
 if TYPE_CHECKING:
     from .bus import Bus
     from .config import Config, Draft
-    from .dispatcher import Request
     from .drivers import ControlCommand
     from .registry import Command, HealthCheck
+    from .request import Request
     from .steps import Bootstep
     from .types import Outcome, Settlement
     from .worker import Worker

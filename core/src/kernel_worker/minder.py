@@ -13,6 +13,7 @@ import time
 from os import pipe, read, set_blocking, write  # these, whatever is put in their place later
 from typing import TYPE_CHECKING
 
+from .interrupting import INSIST_S
 from .wire import ChannelClosed
 
 if TYPE_CHECKING:
@@ -112,6 +113,8 @@ class Minder:
         self._deadline_s = NEVER_S
         if self.limited:
             self._raise_soft_limits(now)
+        if executor.runtime.insist():
+            self._deadline_s = INSIST_S
         if executor.reports.is_overdue(now):
             executor.runtime.soon(executor.reports.flush)
         since = now - executor.begun_at

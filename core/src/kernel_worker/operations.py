@@ -17,7 +17,7 @@ from .types import QueueSpec
 from .wire import Frame, pack_json
 
 if TYPE_CHECKING:
-    from .dispatcher import Request
+    from .request import Request
     from .worker import Worker
 
 MAX_READ_ARGUMENTS = 200

@@ -28,7 +28,7 @@ from .types import AppInfo, QueueSpec, TaskInfo
 from .wire import Channel, ChannelClosed, Frame, FrameError, pack, pack_json
 
 if TYPE_CHECKING:
-    from .dispatcher import Request
+    from .request import Request
 
 log = logging.getLogger("kernel_worker.supervisor")
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from .types import Delivery
 
 if TYPE_CHECKING:
-    from .dispatcher import Request
+    from .request import Request
     from .supervisor import Handle
 
 MAX_BLOCKED = 1000

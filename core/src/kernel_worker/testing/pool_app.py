@@ -18,9 +18,11 @@ MODULE = "contract_app"
 
 TEXT = '''
 import asyncio
+import logging
 import os
 import signal
 import sys
+import threading
 import time
 
 from kernel_app import App, SoftTimeLimitExceeded
@@ -31,6 +33,9 @@ URL = "sqlite:///" + FOLDER + "/kw.db"
 
 app = App("contract", broker_url=URL, result_backend=URL)
 ledger = Ledger(FOLDER + "/ledger")
+chatter = logging.getLogger("contract.chatter")
+chatter.addHandler(logging.StreamHandler(open(os.devnull, "w")))
+chatter.propagate = False
 
 
 def released(name):
@@ -115,6 +120,24 @@ def soft(catch):
         if catch:
             return "caught"
         raise
+
+
+@app.task
+def chat():
+    """Does little but log. Others may run now and then, and mostly in the middle of it."""
+    while True:
+        for _ in range(2000):
+            chatter.warning("and on it goes")
+        time.sleep(0)
+
+
+@app.task
+def log_beside():
+    """Whether another thread can log."""
+    thread = threading.Thread(target=chatter.warning, args=("heard",), daemon=True)
+    thread.start()
+    thread.join(5)
+    return not thread.is_alive()
 
 
 @app.task

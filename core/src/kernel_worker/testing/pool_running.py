@@ -89,3 +89,11 @@ class RunningTests(PoolSuite, suite=True):
         sent = [shared.app.echo.apply_async((n,), soft_time_limit=0.2) for n in range(300)]
 
         assert [outcome(result) for result in sent] == [[[n], {}] for n in range(300)]
+
+    @requires(PoolCapability.SOFT_LIMIT)
+    def test_soft_limit_ends_a_task_that_only_logs_and_leaves_no_log_locked(self, shared: Shared) -> None:
+        """Logging swallows what is raised in a handler; between two of its steps it keeps the handler's lock."""
+        sent = [shared.app.chat.apply_async((), soft_time_limit=0.1) for _ in range(6)]
+
+        assert [error_name(outcome(result)) for result in sent] == ["SoftTimeLimitExceeded"] * 6
+        assert all(outcome(shared.app.log_beside.delay()) for _ in range(4))

@@ -20,7 +20,7 @@ from . import records
 from .sender import HEARTBEAT, Sender
 
 if TYPE_CHECKING:
-    from kernel_worker.dispatcher import Request
+    from kernel_worker.request import Request
     from kernel_worker.types import Outcome
     from kernel_worker.worker import Worker
 

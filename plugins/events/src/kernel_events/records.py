@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from kernel_worker.types import OutcomeKind
 
 if TYPE_CHECKING:
-    from kernel_worker.dispatcher import Request
+    from kernel_worker.request import Request
     from kernel_worker.types import Outcome
 
 SHOWN = 1024

@@ -19,7 +19,7 @@ from .rates import RateLimit, parse_rate
 from .revokes import Revokes
 
 if TYPE_CHECKING:
-    from kernel_worker.dispatcher import Request
+    from kernel_worker.request import Request
     from kernel_worker.worker import Worker
 
     from .options import LimitsOptions

@@ -9,7 +9,7 @@ from kernel_worker.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from kernel_worker.config import Config
-    from kernel_worker.dispatcher import Request
+    from kernel_worker.request import Request
     from kernel_worker.steps import Bootstep
     from kernel_worker.types import Settlement
     from kernel_worker.worker import Worker

@@ -18,6 +18,7 @@ from greenlet import getcurrent, greenlet
 
 from kernel_worker.drivers import Call, Native, Runtime
 from kernel_worker.executor import Executor
+from kernel_worker.interrupting import Aim
 from kernel_worker.types import Job, Outcome
 from kernel_worker.wire import ChannelClosed
 
@@ -65,6 +66,8 @@ class GreenRuntime(Runtime):
         self._free: list[int] = []
         self._running: dict[int, greenlet] = {}
         """The greenlet of each job, from the beginning to the end of its `LoadedApp.run`."""
+        self._deferred: list[Aim] = []
+        """What has to wait until its task waits elsewhere. Filled in the hub, taken by the minder."""
         self._orders: deque[Callable[[], object]] = deque()
         self._ordered = Signal()
         self._ended = Signal()
@@ -213,14 +216,25 @@ class GreenRuntime(Runtime):
     def cancel(self, tag: int, error: BaseException) -> bool:
         if tag not in self._running:
             return False
-        self.soon(lambda: self.call_in_hub(self._throw, tag, error))
+        aim = Aim(tag, error)
+        self.soon(lambda: self.call_in_hub(self._throw_all, [aim]))
         return True
 
-    def _throw(self, tag: int, error: BaseException) -> None:
+    def insist(self) -> bool:
+        if not self._deferred:
+            return False
+        aims, self._deferred = self._deferred, []
+        self.soon(lambda: self.call_in_hub(self._throw_all, aims))
+        return True
+
+    def _throw_all(self, aims: list[Aim]) -> None:
         """In the hub, so no task runs: those that have begun and not ended are all waiting for something."""
-        task = self._running.get(tag)
-        if task is not None:
-            task.throw(error)
+        for aim in aims:
+            task = self._running.get(aim.tag)
+            if task is not None and aim.must_wait(task.gr_frame):
+                self._deferred.append(aim)
+            elif task is not None:
+                task.throw(aim.error)
 
     def _obey(self) -> None:
         while True:

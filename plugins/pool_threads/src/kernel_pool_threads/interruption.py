@@ -7,8 +7,11 @@ something else, what was asked for and has not come yet is taken back.
 from __future__ import annotations
 
 import ctypes
+import sys
 import threading
 from typing import Any
+
+from kernel_worker.interrupting import Aim
 
 _set_async_exc = ctypes.pythonapi.PyThreadState_SetAsyncExc
 _set_async_exc.argtypes = (ctypes.c_ulong, ctypes.py_object)
@@ -27,6 +30,7 @@ class Interruption:
         self._lock = threading.Lock()
         self._tag = 0
         self._asked = False
+        self._waiting: Aim | None = None
 
     def open(self, tag: int) -> None:
         """This job begins. The thread itself; from here on an error may be raised between any two of its steps."""
@@ -41,6 +45,7 @@ class Interruption:
             try:
                 with self._lock:
                     self._tag = 0
+                    self._waiting = None
                     if self._asked:
                         self._asked = False
                         _set_async_exc(self._thread, _TAKE_BACK)
@@ -55,8 +60,26 @@ class Interruption:
         with self._lock:
             if self._tag != tag:
                 return False
-            self._asked = True
-            return bool(_set_async_exc(self._thread, _class_that_makes(error)))
+            self._waiting = Aim(tag, error)
+        self.insist()
+        return True
+
+    def insist(self) -> bool:
+        """Raise what waits, if the thread has left what an exception would break. Any other thread.
+
+        :return: whether it still waits.
+        """
+        if self._waiting is None:
+            return False
+        with self._lock:
+            aim = self._waiting
+            if aim is None:
+                return False
+            if aim.must_wait(sys._current_frames().get(self._thread)):
+                return True
+            self._waiting, self._asked = None, True
+            _set_async_exc(self._thread, _class_that_makes(aim.error))
+            return False
 
 
 def _class_that_makes(error: BaseException) -> Any:

@@ -108,3 +108,7 @@ class ThreadsRuntime(Runtime):
 
     def cancel(self, tag: int, error: BaseException) -> bool:
         return any(each.interrupt(tag, error) for each in list(self._interruptions.values()))
+
+    def insist(self) -> bool:
+        left = [each.insist() for each in list(self._interruptions.values())]  # all of them are tried
+        return any(left)
