@@ -13,7 +13,7 @@ import pytest
 
 from kernel_worker.bus import Kind
 from kernel_worker.dispatcher import MAX_DEPTH
-from kernel_worker.request import Request
+from kernel_worker.request import HORIZON_S, Request
 from kernel_worker.types import Delivery, OutcomeKind, Settlement, Verdict
 from kernel_worker.wire import Frame
 
@@ -308,11 +308,11 @@ def test_a_task_measured_long_is_never_queued_behind_another(make_stage: MakeSta
 
 
 def test_the_backlog_of_a_slot_is_bounded_by_time_not_only_by_number(stage: Stage) -> None:
-    stage.learn("short", 0.004)
+    stage.learn("short", HORIZON_S * 0.4)
 
     stage.deliver(*deliveries("short", range(10)))
 
-    assert len(stage.puppets[0].jobs) == 2  # 8 ms; a third one would make it 12 ms
+    assert len(stage.puppets[0].jobs) == 2  # a third one would be 1.2 times what a slot may hold
 
 
 def test_one_slow_run_of_a_short_task_does_not_make_it_short_again_by_its_death(stage: Stage) -> None:
@@ -412,7 +412,7 @@ def test_requests_given_back_are_first_in_line_again_and_in_order(make_stage: Ma
 
 def test_an_executor_that_gave_back_gets_nothing_until_its_long_task_ends(make_stage: MakeStage) -> None:
     stage = make_stage(2)
-    stage.learn("short", 0.004)
+    stage.learn("short", HORIZON_S * 0.4)
     stage.deliver(*deliveries("short", "abcd"))
     first, second = stage.puppets
     first.start("a")

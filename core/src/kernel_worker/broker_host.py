@@ -94,7 +94,10 @@ class BrokerHost:
         self._broken = threading.Event()
         self._broken_by = ""
         self._outbox: queue.SimpleQueue[list[Settlement] | None] = queue.SimpleQueue()
-        self._unsettled = 0
+        self._handed_over = 0
+        """Loop: turns whose settlements were handed to the settle thread."""
+        self._carried_out = 0
+        """Settle thread: how many of them are settled."""
         self._fetcher = threading.Thread(target=self._fetch_forever, name="kw-fetch", daemon=True)
         self._settler = threading.Thread(target=self._settle_forever, name="kw-settle", daemon=True)
         self._stop_settle = False
@@ -116,7 +119,7 @@ class BrokerHost:
 
     def settle(self, batch: list[Settlement]) -> None:
         """Hand a turn's settlements to the settle thread."""
-        self._unsettled += 1
+        self._handed_over += 1
         self._outbox.put(batch)
 
     def mark(self, marks: list[Settlement]) -> None:
@@ -164,7 +167,7 @@ class BrokerHost:
     @property
     def settled(self) -> bool:
         """Whether everything handed over has been settled."""
-        return self._unsettled == 0
+        return self._handed_over == self._carried_out
 
     def stop_fetching(self) -> None:
         """Fetch nothing more; what is being fetched now still arrives. Does not block."""
@@ -297,11 +300,13 @@ class BrokerHost:
                 if self._marking:
                     self._report_marks(pending)
                 pending = []
-                self.loop.post(self._settled, counts)
+                self._carried_out += counts
                 counts = 0
+                if self._stop_fetch.is_set():  # somebody may wait for it; else no turn of the loop is worth it
+                    self.loop.post(self._nothing)
             if self._stop_settle and (pending or self._outbox.empty()):  # tried once more, or nothing is left
                 self._settling = False
-                self.loop.post(self._thread_ended)
+                self.loop.post(self._nothing)
                 return
             if time.monotonic() >= renew_at or self._renew_now:
                 self._renew_now = False
@@ -330,11 +335,8 @@ class BrokerHost:
         # Posted after the last deliveries: were `fetching` asked instead, they might come when nobody settles any more.
         self._delivering = False
 
-    def _thread_ended(self) -> None:
-        """Nothing to do but to turn the loop: somebody waits for the end of the thread."""
-
-    def _settled(self, count: int) -> None:
-        self._unsettled -= count
+    def _nothing(self) -> None:
+        """Turns the loop: somebody waits for what the settle thread has done."""
 
     def _settle(self, batch: list[Settlement]) -> bool:
         """Settle a batch; False when it is to be repeated. Waits for a connection, a second at most."""

@@ -688,7 +688,9 @@ class Dispatcher:
         limit = 0 if self.closing or not self._begun else self._prefetch.limit(slots, self.completed + self._delayed)
         # What only waits for the result store takes no room: else tasks would wait for it, too.
         unstored = sum(handle.unstored for handle in self.supervisor.executors.values()) if limit else 0
-        allowed = self._released + limit + len(self.parked) + self.suspects.blocked + unstored
+        allowed = self._released + limit + len(self.parked) + unstored
+        if self.suspects.waiting:
+            allowed += self.suspects.blocked
         if allowed != self._allowed:
             self._allowed = allowed
             # Worth a round trip: a quarter of what may be held, but never so much that a free slot waits for it.

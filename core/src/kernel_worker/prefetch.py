@@ -46,7 +46,7 @@ class Prefetch:
             self.slow = False
         limit = slots
         if slots and not self.slow:
-            limit += min(MAX_HELD, int(self.rate * BATCH_S) + min(slots, 4))
+            limit += min(MAX_HELD, int(self.rate * BATCH_S) + max(min(slots, 4), slots // 4))
         return min(limit, slots * self.multiplier) if self.multiplier else limit
 
     def tick(self, slots: int, completed: int, is_idle: bool) -> int:

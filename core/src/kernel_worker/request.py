@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .supervisor import Handle
     from .suspects import Suspicion
 
-HORIZON_S = 0.01
+HORIZON_S = 0.03
 """Work given to one slot ahead of time: at most this much, by the run times measured per task."""
 NAME_LIMIT = 255
 
