@@ -38,15 +38,19 @@ class Changes:
         self.noted = False
 
 
+_noted_by: list[Changes] = []
+"""Of this process, once `watch` was called."""
+
+
 def watch() -> Changes:
     """Have the functions noted that change the state; the same `Changes` in every call in one process and its forks.
 
     To be called before the application is imported: it may take the functions under names of its own. Main thread.
     """
-    present: Changes | None = getattr(os.chdir, "changes", None)
-    if present is not None:
-        return present
+    if _noted_by:
+        return _noted_by[0]
     changes = Changes()
+    _noted_by.append(changes)
     functions: tuple[tuple[ModuleType, str], ...] = (
         *((os, name) for name in ("chdir", "fchdir", "umask")),
         (signal, "signal"),
@@ -62,7 +66,6 @@ def _noting(function: Callable[..., Any], changes: Changes) -> Callable[..., Any
         changes.noted = True
         return function(*args, **kwargs)
 
-    noting.changes = changes  # type: ignore[attr-defined]
     if function in os.supports_fd:
         os.supports_fd.add(noting)
     return noting

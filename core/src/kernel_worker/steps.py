@@ -103,7 +103,8 @@ class Sequence:
         self.ordered = ordered
         self.owners = owners
         self.started: list[Bootstep] = []
-        self.apis: dict[str, object] = {}
+        self.apis: dict[str, Any] = {}
+        """What each step returned from `start`, by name; whoever asks for one knows its type."""
         self.current: Bootstep | None = None
         """The step that is starting or stopping now; named when it hangs."""
 

@@ -20,7 +20,7 @@ kw_api = 1
 
 def events_of(worker: Worker) -> Events | None:
     """The events of a worker; None before its step started, and on brokers that cannot carry them."""
-    found: Events | None = worker.sequence.apis.get("events")  # type: ignore[assignment]  # what the step returned
+    found: Events | None = worker.sequence.apis.get("events")
     return found
 
 

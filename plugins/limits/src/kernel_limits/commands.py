@@ -27,7 +27,10 @@ def revoke(
     context: ControlContext, task_id: Any, terminate: object = False, signal: str | int | None = None
 ) -> dict[str, str]:
     """Do not start tasks with these ids; with terminate=True, end those that run."""
-    ids = _ids(task_id)
+    return _revoke(context, _ids(task_id), bool(terminate), signal)
+
+
+def _revoke(context: ControlContext, ids: Sequence[str], terminate: bool, signal: str | int | None) -> dict[str, str]:
     limits_of(context.worker).revoke(ids)
     if not terminate:
         log.info("Tasks flagged as revoked: %s", _shown(ids), extra={"action": "revoke"})
@@ -42,7 +45,7 @@ def revoke(
 @control_command(permission=Permission.OPERATE, args={"signal": object, "task_id": object}, variadic="task_id")
 def terminate(context: ControlContext, signal: str | int | None, task_id: Any) -> dict[str, str]:
     """End running tasks with these ids."""
-    return revoke.handler(context, task_id, True, signal)  # type: ignore[no-any-return]  # the function above
+    return _revoke(context, _ids(task_id), True, signal)
 
 
 @control_command(

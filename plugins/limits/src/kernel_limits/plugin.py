@@ -24,7 +24,7 @@ MINGLE_AFTER_S = 0.3
 
 def limits_of(worker: Worker) -> Limits:
     """The limits of a worker whose step `limits` is up."""
-    found: Limits = worker.sequence.apis["limits"]  # type: ignore[assignment]  # what the step returned
+    found: Limits = worker.sequence.apis["limits"]
     return found
 
 
