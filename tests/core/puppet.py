@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -156,6 +156,19 @@ class PuppetSpawner(Spawner):
             puppet.channel.close()
 
 
+class Clock:
+    """Stands in for the module `time`."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return 1.7e9 + self.now
+
+
 class Stage:
     """A dispatcher and a supervisor on a loop that the test turns; the broker is two lists."""
 
@@ -233,6 +246,9 @@ class Stage:
             handle.board.close()
         self.spawner.stop()
         self.loop.close()
+
+
+MakeStage = Callable[..., Stage]
 
 
 def delivery(

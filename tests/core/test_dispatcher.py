@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -17,26 +15,7 @@ from kernel_worker.request import HORIZON_S, Request
 from kernel_worker.types import Delivery, OutcomeKind, Settlement, Verdict
 from kernel_worker.wire import Frame
 
-from .puppet import Stage, deliveries, delivery, told
-
-MakeStage = Callable[..., Stage]
-
-
-@pytest.fixture
-def make_stage() -> Iterator[MakeStage]:
-    with ExitStack() as stack:
-
-        def make(*args: Any, **options: Any) -> Stage:
-            stage = Stage(*args, **options)
-            stack.callback(stage.close)
-            return stage
-
-        yield make
-
-
-@pytest.fixture
-def stage(make_stage: MakeStage) -> Stage:
-    return make_stage()
+from .puppet import MakeStage, Stage, deliveries, delivery, told
 
 
 def iso(seconds_from_now: float) -> str:

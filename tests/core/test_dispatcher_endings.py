@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -17,26 +15,7 @@ from kernel_worker.supervisor import Handle
 from kernel_worker.types import Outcome, OutcomeKind, Settlement, TaskInfo, Verdict
 from kernel_worker.wire import Frame
 
-from .puppet import Puppet, Stage, deliveries, delivery, told
-
-MakeStage = Callable[..., Stage]
-
-
-@pytest.fixture
-def make_stage() -> Iterator[MakeStage]:
-    with ExitStack() as stack:
-
-        def make(*args: Any, **options: Any) -> Stage:
-            stage = Stage(*args, **options)
-            stack.callback(stage.close)
-            return stage
-
-        yield make
-
-
-@pytest.fixture
-def stage(make_stage: MakeStage) -> Stage:
-    return make_stage()
+from .puppet import Clock, MakeStage, Puppet, Stage, deliveries, delivery, told
 
 
 def _handle(stage: Stage, puppet: Puppet) -> Handle:
@@ -269,32 +248,11 @@ def test_a_deaf_executor_is_killed_and_what_it_ran_counts_as_a_loss(
 # -- hard limits
 
 
-class _Clock:
-    """Stands in for the module `time`."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def time(self) -> float:
-        return 1.7e9 + self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> _Clock:
-    clock = _Clock()
-    for module in ("hard_limits", "dispatcher", "loop", "prefetch", "supervisor"):
-        monkeypatch.setattr(f"kernel_worker.{module}.time", clock)
-    return clock
-
-
 def _start_at(stage: Stage, puppet: Puppet, task_id: str, now: float) -> None:
     puppet.board.start(0, puppet.tag_of(task_id), now, 0)
 
 
-def test_an_executor_whose_task_is_over_its_limit_is_killed_and_the_task_timed_out(clock: _Clock, stage: Stage) -> None:
+def test_an_executor_whose_task_is_over_its_limit_is_killed_and_the_task_timed_out(clock: Clock, stage: Stage) -> None:
     heard = told(stage, [Kind.FAILED])
     stage.deliver(delivery("limited"))
     _start_at(stage, stage.puppets[0], "a", clock.now)
@@ -315,7 +273,7 @@ def test_an_executor_whose_task_is_over_its_limit_is_killed_and_the_task_timed_o
     assert heard == [("FAILED", "a", "TIMEOUT")]
 
 
-def test_the_limit_counts_from_the_start_of_the_task_not_from_its_assignment(clock: _Clock, stage: Stage) -> None:
+def test_the_limit_counts_from_the_start_of_the_task_not_from_its_assignment(clock: Clock, stage: Stage) -> None:
     stage.deliver(delivery("limited"))
     clock.now += 29
     _start_at(stage, stage.puppets[0], "a", clock.now)
@@ -330,7 +288,7 @@ def test_the_limit_counts_from_the_start_of_the_task_not_from_its_assignment(clo
     assert stage.spawner.killed
 
 
-def test_a_request_that_only_waits_is_not_held_to_its_limit(clock: _Clock, stage: Stage) -> None:
+def test_a_request_that_only_waits_is_not_held_to_its_limit(clock: Clock, stage: Stage) -> None:
     stage.deliver(delivery("limited"))
 
     for _ in range(5):
@@ -341,7 +299,7 @@ def test_a_request_that_only_waits_is_not_held_to_its_limit(clock: _Clock, stage
 
 
 def test_the_limit_of_a_later_request_counts_although_an_earlier_one_has_a_longer_one(
-    clock: _Clock, stage: Stage
+    clock: Clock, stage: Stage
 ) -> None:
     stage.deliver(delivery("short", "first", timelimit=[1000, None]))
     _start_at(stage, stage.puppets[0], "first", clock.now)
@@ -370,7 +328,7 @@ def test_requests_that_have_ended_leave_no_timers_behind(stage: Stage) -> None:
 
 
 def test_a_task_that_ran_next_when_its_executor_was_killed_for_a_limit_is_not_to_blame(
-    clock: _Clock, stage: Stage
+    clock: Clock, stage: Stage
 ) -> None:
     stage.deliver(delivery("limited", "over"))
     puppet = stage.puppets[0]
@@ -389,9 +347,7 @@ def test_a_task_that_ran_next_when_its_executor_was_killed_for_a_limit_is_not_to
     assert [each.count for each in stage.settlements] == [False, False]
 
 
-def test_where_executors_cannot_be_killed_the_task_is_told_again_and_again(
-    clock: _Clock, make_stage: MakeStage
-) -> None:
+def test_where_executors_cannot_be_killed_the_task_is_told_again_and_again(clock: Clock, make_stage: MakeStage) -> None:
     stage = make_stage(can_kill=False)
     stage.deliver(delivery("limited"))
     _start_at(stage, stage.puppets[0], "a", clock.now)
@@ -406,7 +362,7 @@ def test_where_executors_cannot_be_killed_the_task_is_told_again_and_again(
     assert stage.spawner.killed == []
 
 
-def test_a_timed_out_task_that_is_to_be_kept_goes_back_counted(clock: _Clock, make_stage: MakeStage) -> None:
+def test_a_timed_out_task_that_is_to_be_kept_goes_back_counted(clock: Clock, make_stage: MakeStage) -> None:
     stage = make_stage(time_limit=10.0)
     stage.deliver(delivery("patient"))
     _start_at(stage, stage.puppets[0], "a", clock.now)

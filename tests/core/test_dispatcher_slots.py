@@ -9,28 +9,7 @@ import pytest
 from kernel_worker.types import OutcomeKind, Verdict
 from kernel_worker.wire import Frame
 
-from .puppet import Puppet, Stage, deliveries, delivery
-
-
-class _Clock:
-    """Stands in for the module `time`."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def time(self) -> float:
-        return 1.7e9 + self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> _Clock:
-    clock = _Clock()
-    for module in ("hard_limits", "dispatcher", "loop", "prefetch", "supervisor"):
-        monkeypatch.setattr(f"kernel_worker.{module}.time", clock)
-    return clock
+from .puppet import Clock, Puppet, Stage, deliveries, delivery
 
 
 @pytest.fixture
@@ -47,7 +26,7 @@ def _run(puppet: Puppet, now: float, *task_ids: str) -> None:
         puppet.board.start(slot, puppet.tag_of(task_id), now, 0)
 
 
-def test_a_task_over_its_limit_is_cancelled_first_and_nothing_is_killed(clock: _Clock, stage: Stage) -> None:
+def test_a_task_over_its_limit_is_cancelled_first_and_nothing_is_killed(clock: Clock, stage: Stage) -> None:
     puppet = stage.puppets[0]
     stage.deliver(delivery("limited"), delivery("long", "b"))
     _run(puppet, clock.now, "a", "b")
@@ -66,7 +45,7 @@ def test_a_task_over_its_limit_is_cancelled_first_and_nothing_is_killed(clock: _
 
 
 def test_a_task_that_ignores_it_ends_with_its_process_and_those_beside_are_put_back_uncounted(
-    clock: _Clock, stage: Stage
+    clock: Clock, stage: Stage
 ) -> None:
     puppet = stage.puppets[0]
     stage.deliver(delivery("limited"), delivery("long", "b"), delivery("long", "c"))
@@ -120,7 +99,7 @@ def test_what_ended_last_in_its_slot_is_settled_by_what_the_board_says_of_it(sta
 
 
 def test_an_executor_that_gave_work_back_gets_some_again_while_its_other_tasks_run_on(
-    clock: _Clock, stage: Stage
+    clock: Clock, stage: Stage
 ) -> None:
     """Cause: it counted as stalled until one of its tasks ended. One task that ran for an hour beside free slots, and a
     moment in which the process did not come to run, left the slots free for that hour."""

@@ -2,54 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from typing import Any
-
 import pytest
 
 from kernel_worker.prefetch import MAX_HELD
 from kernel_worker.types import Verdict
 
-from .puppet import Stage, deliveries, delivery
-
-MakeStage = Callable[..., Stage]
-
-
-class _Clock:
-    """Stands in for the module `time`."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def time(self) -> float:
-        return 1.7e9 + self.now
+from .puppet import Clock, MakeStage, Stage, deliveries, delivery
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> _Clock:
-    clock = _Clock()
-    for module in ("dispatcher", "loop", "prefetch", "supervisor"):
-        monkeypatch.setattr(f"kernel_worker.{module}.time", clock)
-    return clock
+def make_stage(clock: Clock, make_stage: MakeStage) -> MakeStage:
+    """All of them by the test's clock."""
+    return make_stage
 
 
-@pytest.fixture
-def make_stage(clock: _Clock) -> Iterator[MakeStage]:
-    with ExitStack() as stack:
-
-        def make(*args: Any, **options: Any) -> Stage:
-            stage = Stage(*args, **options)
-            stack.callback(stage.close)
-            return stage
-
-        yield make
-
-
-def _run(stage: Stage, clock: _Clock, count: int, per_s: float) -> None:
+def _run(stage: Stage, clock: Clock, count: int, per_s: float) -> None:
     """Have so many short requests done at that rate."""
     for number in range(count):
         stage.deliver(delivery(task_id=f"run {number}"))
@@ -100,7 +67,7 @@ def test_what_is_held_is_not_asked_for_again(make_stage: MakeStage) -> None:
     assert room(stage) == 2
 
 
-def test_a_high_rate_asks_for_what_a_tenth_of_a_second_takes(make_stage: MakeStage, clock: _Clock) -> None:
+def test_a_high_rate_asks_for_what_a_tenth_of_a_second_takes(make_stage: MakeStage, clock: Clock) -> None:
     stage = make_stage(2)
 
     _run(stage, clock, 210, per_s=2000)
@@ -108,7 +75,7 @@ def test_a_high_rate_asks_for_what_a_tenth_of_a_second_takes(make_stage: MakeSta
     assert 150 <= room(stage) <= 210
 
 
-def test_the_multiplier_bounds_a_high_rate_too(make_stage: MakeStage, clock: _Clock) -> None:
+def test_the_multiplier_bounds_a_high_rate_too(make_stage: MakeStage, clock: Clock) -> None:
     stage = make_stage(2, multiplier=4)
 
     _run(stage, clock, 210, per_s=2000)
@@ -116,7 +83,7 @@ def test_the_multiplier_bounds_a_high_rate_too(make_stage: MakeStage, clock: _Cl
     assert room(stage) == 8
 
 
-def test_no_rate_makes_the_worker_hold_more_than_the_limit(make_stage: MakeStage, clock: _Clock) -> None:
+def test_no_rate_makes_the_worker_hold_more_than_the_limit(make_stage: MakeStage, clock: Clock) -> None:
     stage = make_stage(2)
 
     _run(stage, clock, 210, per_s=10_000_000)
@@ -136,7 +103,7 @@ def test_an_idle_slot_is_worth_a_round_trip(make_stage: MakeStage) -> None:
         assert total - stage.dispatcher._received >= batch, f"{slots} slots, multiplier {multiplier}"
 
 
-def test_a_busy_worker_asks_for_batches(make_stage: MakeStage, clock: _Clock) -> None:
+def test_a_busy_worker_asks_for_batches(make_stage: MakeStage, clock: Clock) -> None:
     stage = make_stage(2)
 
     _run(stage, clock, 210, per_s=4000)
@@ -166,13 +133,13 @@ def test_the_total_that_is_allowed_never_falls_below_what_was_allowed_and_fetche
     assert totals == sorted(totals)
 
 
-def _become_slow(stage: Stage, clock: _Clock, ticks: int = 12) -> None:
+def _become_slow(stage: Stage, clock: Clock, ticks: int = 12) -> None:
     for _ in range(ticks):
         clock.now += 0.11
         stage.turn()
 
 
-def test_what_became_too_much_goes_back_youngest_first(make_stage: MakeStage, clock: _Clock) -> None:
+def test_what_became_too_much_goes_back_youngest_first(make_stage: MakeStage, clock: Clock) -> None:
     stage = make_stage(1)
     _run(stage, clock, 210, per_s=2000)
     stage.settlements.clear()
@@ -186,7 +153,7 @@ def test_what_became_too_much_goes_back_youngest_first(make_stage: MakeStage, cl
     assert stage.puppets[0].ids == ["0"]
 
 
-def test_a_rate_that_only_dips_gives_nothing_back(make_stage: MakeStage, clock: _Clock) -> None:
+def test_a_rate_that_only_dips_gives_nothing_back(make_stage: MakeStage, clock: Clock) -> None:
     stage = make_stage(1)
     _run(stage, clock, 210, per_s=2000)
     stage.settlements.clear()
@@ -197,7 +164,7 @@ def test_a_rate_that_only_dips_gives_nothing_back(make_stage: MakeStage, clock: 
     assert stage.settlements == []
 
 
-def test_what_is_acked_or_concluded_is_never_given_back(make_stage: MakeStage, clock: _Clock) -> None:
+def test_what_is_acked_or_concluded_is_never_given_back(make_stage: MakeStage, clock: Clock) -> None:
     stage = make_stage(1)
     stage.deliver(delivery("long", "runs"), *deliveries("no.such", range(50)))
 
@@ -206,7 +173,7 @@ def test_what_is_acked_or_concluded_is_never_given_back(make_stage: MakeStage, c
     assert all(verdict is not Verdict.REQUEUE for _, verdict in stage.verdicts())
 
 
-def test_behind_long_tasks_nothing_waits_that_another_worker_could_run(make_stage: MakeStage, clock: _Clock) -> None:
+def test_behind_long_tasks_nothing_waits_that_another_worker_could_run(make_stage: MakeStage, clock: Clock) -> None:
     """Cause: a few requests more than slots were held whatever the tasks' length, so one that stood behind an
     hour's task waited for that hour while other workers had nothing to do."""
     stage = make_stage(2)
@@ -218,7 +185,7 @@ def test_behind_long_tasks_nothing_waits_that_another_worker_could_run(make_stag
     assert room(stage) == 0
 
 
-def test_a_burst_after_an_idle_time_is_not_taken_for_too_much(make_stage: MakeStage, clock: _Clock) -> None:
+def test_a_burst_after_an_idle_time_is_not_taken_for_too_much(make_stage: MakeStage, clock: Clock) -> None:
     """Cause: the idle time counted as time in which no task ended."""
     stage = make_stage(4)
     stage.learn("short", 0.001)
@@ -231,7 +198,7 @@ def test_a_burst_after_an_idle_time_is_not_taken_for_too_much(make_stage: MakeSt
 
 
 def test_after_a_long_task_the_free_slot_is_filled_and_a_later_burst_is_asked_for_in_full(
-    make_stage: MakeStage, clock: _Clock
+    make_stage: MakeStage, clock: Clock
 ) -> None:
     stage = make_stage(2)
     stage.deliver(*deliveries("long", "abcd"))
@@ -252,7 +219,7 @@ def test_after_a_long_task_the_free_slot_is_filled_and_a_later_burst_is_asked_fo
     assert room(stage) == 3
 
 
-def test_an_idle_worker_stops_measuring(make_stage: MakeStage, clock: _Clock) -> None:
+def test_an_idle_worker_stops_measuring(make_stage: MakeStage, clock: Clock) -> None:
     """A worker that does nothing wakes up for nothing."""
     stage = make_stage(1)
     stage.deliver(delivery())

@@ -6,9 +6,6 @@ import errno
 import logging
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from typing import Any
 
 import pytest
 
@@ -20,21 +17,7 @@ from kernel_worker.supervisor import MAX_EARLY_DEATHS
 from kernel_worker.testing import eventually
 from kernel_worker.wire import Frame, pack
 
-from .puppet import Stage, deliveries, delivery
-
-MakeStage = Callable[..., Stage]
-
-
-@pytest.fixture
-def make_stage() -> Iterator[MakeStage]:
-    with ExitStack() as stack:
-
-        def make(*args: Any, **options: Any) -> Stage:
-            stage = Stage(*args, **options)
-            stack.callback(stage.close)
-            return stage
-
-        yield make
+from .puppet import MakeStage, Stage, deliveries, delivery
 
 
 def _alive(stage: Stage) -> list[int]:
