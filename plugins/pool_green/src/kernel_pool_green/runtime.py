@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 TURN_S = 0.005
 """How long jobs that do not wait keep others from running."""
+MOST_PARKED = 100
+"""Greenlets kept for later at most: each holds some kilobytes of stack."""
 FLUSH_PACE_S = 0.001
 """Outcomes are reported at once, but not more often than this."""
 
@@ -149,10 +151,11 @@ class GreenRuntime(Runtime):
     def _serve_slots(self) -> None:
         """The life of one of the greenlets that run jobs. They are kept: to start one costs more than a short job."""
         this = getcurrent()
-        while True:
-            self._work()
+        self._work()
+        while len(self._parked) < MOST_PARKED:
             self._parked.append(this)
             self.wait_for_switch()
+            self._work()
 
     def _work(self) -> None:
         """Run jobs in one slot, one after the other as long as they do not wait for anything."""
