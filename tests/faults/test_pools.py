@@ -301,4 +301,4 @@ def test_memory_is_bounded_over_ten_thousand_tasks_that_leak(client: App, kw: Ru
     largest = max(entry["rss"] for entry in entries)
     print(f"{pool}: {len({entry['pid'] for entry in entries})} executors, largest {largest} KiB")
     assert sorted(entry["id"] for entry in entries) == list(range(10_000))
-    assert largest < 600_000
+    assert largest < 450_000

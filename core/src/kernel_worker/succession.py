@@ -34,31 +34,38 @@ class Succession:
 
     # -- asked for
 
-    def replace(self, handle: Handle, reason: str) -> bool:
+    def replace(self, handle: Handle, reason: str, *, at_once: bool = False) -> bool:
         """Have another executor take the place of this one, which then finishes what it holds and ends.
 
         :param reason: for the log.
+        :param at_once: give it no more work from now on, although the other one is not up.
         :return: False when that is under way already, or the executor is no longer in the pool.
         """
-        if handle.retiring or handle.replaced or handle.key not in self.supervisor.executors:
+        if handle.retiring or (handle.replaced and not at_once) or handle.key not in self.supervisor.executors:
             return False
-        handle.replaced = reason
-        heir = self._ensure_heir(handle)
-        if heir is None or heir.up:
+        handle.replaced = handle.replaced or reason
+        heir = self.prepare(handle)
+        if heir is None or heir.up or at_once:
             self._abdicate(handle)
         return True
+
+    def prepare(self, handle: Handle) -> Handle | None:
+        """Have an heir come up: it will be needed soon. None where none can be started now."""
+        if handle.heir is None:
+            handle.heir = self.supervisor.add_heir(handle)
+        return handle.heir
 
     def given(self, handle: Handle) -> None:
         """The executor was given one more task (`Handle.given`). Called only when there is a bound."""
         left = self.max_tasks - handle.given
         if left <= 0:
             handle.replaced = handle.replaced or f"after {handle.given} tasks"
-            self._ensure_heir(handle)
+            self.prepare(handle)
             self._abdicate(handle)
         elif handle.heir is None:
             alive_s = time.monotonic() - handle.up_at
             if left * alive_s <= AHEAD * self.startup_s * handle.given:
-                self._ensure_heir(handle)
+                self.prepare(handle)
 
     # -- what happens
 
@@ -95,11 +102,6 @@ class Succession:
         self.supervisor.retire(handle)
 
     # -- within
-
-    def _ensure_heir(self, handle: Handle) -> Handle | None:
-        if handle.heir is None:
-            handle.heir = self.supervisor.add_heir(handle)
-        return handle.heir
 
     def _abdicate(self, handle: Handle) -> None:
         self.replaced += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import TYPE_CHECKING, Any
 
 from kernel_worker import Bootstep
@@ -16,7 +17,13 @@ if TYPE_CHECKING:
 log = logging.getLogger("kernel_recycle")
 
 TICK_S = 0.1
-"""How much a leaking task can grow unseen."""
+"""How long a leaking task can grow unseen."""
+AHEAD = 2.0
+"""The next one is begun this many start-ups before the limit will be reached, by the growth since the last look."""
+NEAR = 0.5
+"""Of the limit; below it growth is taken for that of the first tasks."""
+FAR_OVER = 1.5
+"""Times the limit above which an executor gets no more work, although the next one is not up."""
 
 
 class MemoryWatch:
@@ -27,20 +34,27 @@ class MemoryWatch:
         self._supervisor = supervisor
         self._limit_kib = limit_kib
         self._memory = memory
-        self._seen: dict[int, int] = {}
+        self._seen: dict[int, tuple[int, int, float]] = {}
+        """By process: how many tasks it had been given, its size in KiB, and when."""
         self._warned = False
 
     def look(self) -> None:
         """Read the memory of those that run something or have done so since the last look."""
         if not self.is_active:
             return
-        handles = {h.pid: h for h in self._supervisor.executors.values() if h.up and not h.retiring and not h.replaced}
-        changed = [pid for pid, h in handles.items() if h.outstanding or self._seen.get(pid) != h.given]
+        handles = {h.pid: h for h in self._supervisor.executors.values() if h.up and not h.retiring}
+        changed = [pid for pid, h in handles.items() if h.outstanding or self._seen.get(pid, (0,))[0] != h.given]
+        now = time.monotonic()
         for pid, kib in self._memory.read(changed).items():
             handle = handles[pid]
             if kib > self._limit_kib:
                 self._over(handle, kib)
-            self._seen[pid] = handle.given
+            elif pid in self._seen and handle.heir is None and kib > NEAR * self._limit_kib:
+                _, before, at = self._seen[pid]
+                growth = (kib - before) / max(TICK_S, now - at)
+                if kib + growth * AHEAD * self._supervisor.succession.startup_s > self._limit_kib:
+                    self._supervisor.succession.prepare(handle)
+            self._seen[pid] = (handle.given, kib, now)
         for pid in self._seen.keys() - handles.keys():
             del self._seen[pid]
 
@@ -58,7 +72,7 @@ class MemoryWatch:
                 )
             return
         reason = f"it has {kib} KiB of resident memory, the limit is {self._limit_kib} KiB"
-        self._supervisor.succession.replace(handle, reason)
+        self._supervisor.succession.replace(handle, reason, at_once=kib > FAR_OVER * self._limit_kib)
 
 
 class RecycleStep(Bootstep):
