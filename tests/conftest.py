@@ -24,12 +24,18 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     if not hasattr(item.config.option, "loadgroup"):  # set where tests run side by side
         return
     names = getattr(item, "fixturenames", ())
+    group = ""
     if "rabbitmq_server" in names:
-        item.add_marker(pytest.mark.xdist_group("rabbitmq"))
+        group = "rabbitmq"
     elif dear := next((name for name in DEAR if name in names), ""):
         parameters = getattr(item, "callspec", None)
         which = parameters.params.get(dear, "") if parameters else ""
-        item.add_marker(pytest.mark.xdist_group(f"{item.nodeid.partition('::')[0]} {which}"))
+        group = "rabbitmq" if which == "amqp" else f"{item.nodeid.partition('::')[0]} {which}"
+    if group:
+        item.add_marker(pytest.mark.xdist_group(group))
+        # pytest-xdist 3.8 hands the group on in an attribute that pytest 9.2 does not read any more: without this, each
+        # process starts all of it.
+        item._id = type(item.id).parse(f"{item.nodeid}@{group}")
 
 
 @pytest.fixture(scope="session")

@@ -301,3 +301,23 @@ def question(app: Any, name: str, args: Sequence[Any], node: str) -> Any:
 def order(app: Any, name: str, args: Sequence[Any], node: str) -> Any:
     """What a method of `app.control` gives."""
     return getattr(app.control, name)(*args, destination=[node], reply=True, timeout=5.0)
+
+
+def command_line(app: Any, *words: str) -> tuple[int, str]:
+    """Exit code and output of Celery's own command line, run in this process: one of its own takes a second each time."""
+    from celery.bin.celery import celery as program
+    from click.testing import CliRunner
+
+    done = CliRunner().invoke(program, words, prog_name="celery", auto_envvar_prefix="CELERY", catch_exceptions=False)
+    return done.exit_code, done.output
+
+
+def commands_of_celery(app: Any) -> dict[str, set[str]]:
+    """Names of all commands that Celery's command line offers, by "inspect" and "control"."""
+    from celery.worker.control import Panel
+
+    found: dict[str, set[str]] = {"inspect": set(), "control": set()}
+    for name, about in Panel.meta.items():
+        if about.visible:
+            found[about.type].add(name)
+    return found

@@ -121,6 +121,10 @@ class CeleryWorker:
         assert self._process.poll() is None, f"the Celery worker ended:\n{self.output}"
         return self
 
+    def wait(self, within_s: float) -> int:
+        """Wait for its end; its exit code."""
+        return self._process.wait(within_s)
+
     def kill(self) -> None:
         """End it and its children at once. Idempotent."""
         if self._process.returncode is None:

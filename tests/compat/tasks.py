@@ -121,6 +121,18 @@ def _define_timed(app: Any) -> None:
         Ledger(ledger).note("end", label=label, node=self.request.hostname)
         return label
 
+    @app.task(name="compat.hold", bind=True, acks_late=True)
+    def hold(self: Any, until: str, ledger: str = "", label: Any = "") -> Any:
+        """Runs until somebody makes that file, for a minute at most."""
+        if ledger:
+            Ledger(ledger).note("start", label=label, node=self.request.hostname)
+        deadline = time.monotonic() + 60
+        while not os.path.exists(until) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        if ledger:
+            Ledger(ledger).note("end", label=label, node=self.request.hostname)
+        return label
+
     @app.task(name="compat.tracked", track_started=True)
     def tracked(seconds: float) -> str:
         time.sleep(seconds)

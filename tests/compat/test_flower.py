@@ -147,7 +147,7 @@ def test_worker_is_online_with_pool_and_queues(flower: Flower, known: dict[str, 
 
 def test_pages_of_worker_and_tasks_are_shown(flower: Flower, known: dict[str, Any]) -> None:
     assert NODE in flower.get(f"/worker/{NODE}")
-    assert NODE in flower.get("/workers")
+    eventually(lambda: NODE in flower.get("/workers"), within_s=20)  # from events: the heartbeat may be on its way
 
 
 def test_task_is_shown_with_state_runtime_and_result(flower: Flower, client: ClientProcess, known: object) -> None:

@@ -313,8 +313,8 @@ class MarkGivesBack(WrongBroker):
         )
 
 
-class CountsMarkAndEnd(WrongBroker):
-    """A marked delivery that ends in a lost executor counts twice, and so does a repeated mark."""
+class CountsMarksTwice(WrongBroker):
+    """A mark that is repeated counts again."""
 
     class Storage(MemoryStorage):
         def carry_out(
@@ -322,6 +322,16 @@ class CountsMarkAndEnd(WrongBroker):
         ) -> None:
             message.marked = False
             super().carry_out(number, message, verdict, reason, until, count)
+
+
+class CountsMarkOrEnd(WrongBroker):
+    """A marked delivery that ends in a lost executor is counted once for two lost runs."""
+
+    class Storage(MemoryStorage):
+        def carry_out(
+            self, number: int, message: Message, verdict: Verdict, reason: str, until: float, count: bool
+        ) -> None:
+            super().carry_out(number, message, verdict, reason, until, count and not message.marked)
 
 
 class CountsNeighbours(WrongBroker):

@@ -154,7 +154,7 @@ class MemoryStorage:
     ) -> None:
         if verdict is Verdict.DELAY:
             message.returns += count
-        elif (count or verdict is Verdict.MARK) and not message.marked:
+        elif count or (verdict is Verdict.MARK and not message.marked):
             message.attempts += 1
             message.recovered, message.marked = False, True
         if verdict is Verdict.MARK:

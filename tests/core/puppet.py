@@ -105,7 +105,7 @@ class Puppet:
 
     def tell_unstored(self, count: int) -> None:
         """Report that so many of the first jobs have ended and wait for the result store."""
-        self.channel.send(pack_json(Frame.UNSTORED, count))
+        self.channel.send(pack_json(Frame.UNSTORED, [tag for tag, _ in self.jobs[:count]]))
 
     def die(self, status: int = -signal.SIGKILL) -> None:
         """End; what was sent before is still read."""

@@ -245,6 +245,21 @@ def test_a_deaf_executor_is_killed_and_what_it_ran_counts_as_a_loss(
     assert [(each.verdict, each.count) for each in stage.settlements] == [(Verdict.REQUEUE, True)]
 
 
+def test_what_has_ended_and_waits_for_the_result_store_is_not_counted_when_its_executor_is_lost(stage: Stage) -> None:
+    """Cause: whatever waited for the store was counted with the task that ran, and three kills made dead letters of it."""
+    stage.learn("short", 0.0001)
+    stage.deliver(*deliveries("short", "abc"))
+    stage.puppets[0].start("c")
+    stage.puppets[0].tell_unstored(2)
+    stage.turn()
+
+    stage.puppets[0].die()
+    stage.turn()
+
+    found = {each.delivery.headers["id"]: (each.verdict, each.count) for each in stage.settlements}
+    assert found == {"a": (Verdict.REQUEUE, False), "b": (Verdict.REQUEUE, False), "c": (Verdict.REQUEUE, True)}
+
+
 # -- hard limits
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from typing import Any
+from functools import partial
 
 import pytest
 
@@ -12,26 +10,13 @@ from kernel_worker.bus import Kind
 from kernel_worker.types import Delivery, OutcomeKind, Settlement, Verdict
 from kernel_worker.wire import Frame
 
-from .puppet import Stage, deliveries, delivery, told
-
-MakeStage = Callable[..., Stage]
+from .puppet import MakeStage, Stage, deliveries, delivery, told
 
 
 @pytest.fixture
-def make_stage() -> Iterator[MakeStage]:
-    with ExitStack() as stack:
-
-        def make(*args: Any, **options: Any) -> Stage:
-            stage = Stage(*args, **{"can_mark": True, **options})
-            stack.callback(stage.close)
-            return stage
-
-        yield make
-
-
-@pytest.fixture
-def stage(make_stage: MakeStage) -> Stage:
-    return make_stage()
+def make_stage(make_stage: MakeStage) -> MakeStage:
+    """With a broker that can mark, unless told otherwise."""
+    return partial(make_stage, can_mark=True)
 
 
 def recovered(*task_ids: str, attempts: int = 0, task: str = "short") -> list[Delivery]:
@@ -148,7 +133,7 @@ def test_a_message_without_deliveries_left_is_not_run(stage: Stage) -> None:
 
     text = "Worker exited prematurely: the worker that held it is gone (delivery 3 of at most 3)"
     assert given == [["LOST:a"]]
-    assert stage.settlements == [Settlement(poison, Verdict.DEAD, text, count=True)]
+    assert stage.settlements == [Settlement(poison, Verdict.DEAD, text)], "its mark has counted it"
     assert heard == [("LOST", "a", "LOST"), ("FAILED", "a", "LOST")]
 
 
@@ -249,6 +234,34 @@ def test_without_marks_a_message_that_others_took_is_not_waited_for(
     stage.turn(6)
 
     assert [task_id for task_id, _ in stage.verdicts()] == ["a", "b", "c"]
+
+
+def test_without_marks_a_message_without_deliveries_left_is_not_run(make_stage: MakeStage) -> None:
+    """Cause: what had gone back to be counted for the last time was run like any other, and ended worker after worker."""
+    stage = make_stage(can_mark=False)
+
+    stage.deliver(*recovered("a", attempts=2))
+    back = [(each.verdict, each.count) for each in stage.settlements]
+    stage.settlements.clear()
+    stage.deliver(delivery("short", "a", attempts=3))
+    given = runs(stage)
+    stage.puppets[0].end("LOST:a", OutcomeKind.LOST, "gone")
+    stage.turn()
+
+    assert back == [(Verdict.REQUEUE, True)]
+    assert given == [["LOST:a"]]
+    (end,) = stage.settlements
+    assert (end.verdict, end.count) == (Verdict.DEAD, False), "it is counted already"
+    assert end.reason.endswith("(delivery 3 of at most 3)")
+
+
+def test_without_marks_an_end_that_ends_its_worker_is_dead_without_it(make_stage: MakeStage) -> None:
+    stage = make_stage(can_mark=False)
+
+    stage.deliver(*recovered("a", attempts=3))
+
+    assert stage.verdicts() == [("a", Verdict.DEAD)]
+    assert runs(stage) == [[]]
 
 
 # -- conclusions that end their executor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -264,6 +265,50 @@ def test_results_of_an_outage_of_their_store_all_arrive(
         assert [result.get(timeout=20) for result in sent] == list(range(100))
     assert worker.stop() == 0
     assert ledger.count("echo") == 101
+
+
+def test_executors_killed_while_the_store_is_away_cost_no_result_and_no_delivery(
+    folder: Path, kw: RunKw, redis_url: str, start_redis: StartRedis, ledger: Ledger
+) -> None:
+    """What has ended and is not stored runs again. Cause: each such kill was counted, and after three it was dead."""
+    store = start_redis()
+    worker = kw(*OPTIONS, "-b", redis_url, "--result-backend", store.url, "-c", "1")
+    with client(redis_url, store.url) as app:
+        assert app.send_task(f"{MODULE}.echo", ["before"]).get(timeout=20) == "before"
+        store.stop()
+        sent = [app.send_task(f"{MODULE}.echo", [n]) for n in range(5)]
+        for round_ in range(1, 5):
+            for n in range(5):
+                eventually(lambda n=n: ledger.count("echo", id=n) >= round_, within_s=20)  # noqa: B023
+            time.sleep(0.3)  # the kernel is told within a flush
+            if round_ < 4:
+                os.kill(ledger.entries("echo")[-1]["pid"], signal.SIGKILL)
+        store.start()
+
+        assert [result.get(timeout=20) for result in sent] == list(range(5))
+    assert worker.stop() == 0
+    assert [ledger.count("echo", id=n) for n in range(5)] == [4] * 5
+
+
+def test_worker_killed_while_the_store_is_away_leaves_its_tasks_to_run_again(
+    folder: Path, kw: RunKw, redis_url: str, start_redis: StartRedis, ledger: Ledger
+) -> None:
+    """Nothing was acknowledged, so nothing is lost: the ends it kept in memory are made anew by another worker."""
+    store = start_redis()
+    options = (*OPTIONS, "-b", redis_url, "--result-backend", store.url, "-c", "2")
+    worker = kw(*options)
+    with client(redis_url, store.url) as app:
+        assert app.send_task(f"{MODULE}.echo", ["before"]).get(timeout=20) == "before"
+        store.stop()
+        sent = [app.send_task(f"{MODULE}.echo", [n]) for n in range(100)]
+        eventually(lambda: ledger.count("echo") == 101, within_s=20)
+        worker.signal(signal.SIGKILL)
+        store.start()
+        other = kw(*options)
+
+        assert [result.get(timeout=30) for result in sent] == list(range(100))
+    assert other.stop() == 0
+    assert [ledger.count("echo", id=n) for n in range(100)] == [2] * 100
 
 
 def test_store_of_results_that_is_down_at_start_does_not_keep_tasks_from_running(

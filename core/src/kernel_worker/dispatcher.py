@@ -21,7 +21,7 @@ from .prefetch import Prefetch
 from .request import HORIZON_S, InvalidMessage, Request, printable, read_request
 from .settle import decide
 from .supervisor import Handle, Supervisor
-from .suspects import Suspects
+from .suspects import Suspects, Suspicion
 from .types import Delivery, Outcome, OutcomeKind, Settlement, TaskInfo, Verdict
 from .unknown import Unknown
 from .wire import CONCLUDE_HEAD, DONE_RECORD, FLAG_PAYLOAD, FLAG_REDELIVERED, HEAD, MAX_UNSTORED, RUN_HEAD, Frame
@@ -35,6 +35,8 @@ STALL_S = 0.1
 """How long an executor with several slots that gave work back gets none, unless one of its tasks ends before."""
 RECOUNT_S = 0.25
 """How long a message that went back to be counted is waited for, before the next one goes."""
+RECOUNT_ALONE_S = 3.0
+"""The same for one that runs alone among its like: were the next one counted meanwhile, it could die with this one."""
 MAX_CUT_OFF = 10_000
 """Ids remembered at most of messages that were lost with the lease or the connection."""
 TERMINATED = "terminated"
@@ -72,7 +74,7 @@ class Dispatcher:
         self.suspects = Suspects(can_mark)
         self._marking: dict[int, Request] = {}
         """Requests that wait for their delivery to be counted, by its `id()`."""
-        self._recounting: dict[str, Timer] = {}
+        self._recounting: dict[str, tuple[Timer, Request]] = {}
         """Ids of those that went back to be counted, until they come again or somebody else has them."""
         self._cut_off: dict[str, None] = {}
         """Ids of requests that were fenced, and have not come again: this worker lives, so nothing is held against them."""
@@ -206,18 +208,16 @@ class Dispatcher:
     def _admit_again(self, request: Request) -> None:
         """A message that was lost before, or may have been."""
         delivery = request.delivery
-        timer = self._recounting.pop(request.id, None)
-        if timer is not None:
-            timer.cancel()
+        is_recounted = self._end_recount(request.id)
         if delivery.recovered and self._was_cut_off(request):
             delivery.recovered = False
-        if delivery.recovered and delivery.attempts + 1 >= self._max_deliveries and self._lost_for_good(request):
+        # What cannot be marked goes back first, and comes again with its last loss counted.
+        lost = delivery.attempts + (delivery.recovered and self.suspects.can_mark)
+        if lost >= self._max_deliveries and self._lost_for_good(request):
             return
         request.suspicion = self.suspects.suspicion(delivery, self.supervisor.layout.slots > 1)
         if request.suspicion is not None:
-            self.suspects.add(request)
-        elif timer is not None:
-            self.ready.appendleft(request)
+            self.suspects.add(request, first=is_recounted)
         else:
             self.ready.append(request)
 
@@ -232,14 +232,19 @@ class Dispatcher:
     def _lost_for_good(self, request: Request) -> bool:
         """Its last holder is gone, and it has no delivery left: it is not run, unless the policy says so."""
         outcome = Outcome(OutcomeKind.LOST, error="Worker exited prematurely: the worker that held it is gone")
+        delivery = request.delivery
+        is_counted = not delivery.recovered  # by going back: the policy is asked about the delivery before that
+        delivery.attempts -= is_counted
         settlement = self._policy(request, outcome)
+        delivery.attempts += is_counted
         if settlement.verdict is Verdict.REQUEUE:
             return False
         _log_end(request, outcome, "its worker is gone")
         self.bus.emit(Kind.LOST, request, outcome)
-        if request.delivery.attempts >= self._max_deliveries:
+        if delivery.recovered and delivery.attempts >= self._max_deliveries:
             self._settle(settlement)  # what stores its result has ended a worker, too
             return True
+        settlement.count = settlement.count and not is_counted
         request.conclude, request.text, request.final = outcome.kind, outcome.error, settlement
         return False
 
@@ -299,16 +304,26 @@ class Dispatcher:
                     break
                 if not request.delivery.recovered:
                     self._give(handle, request)
-                elif self.suspects.can_mark:
-                    request.executor, request.is_marking = handle, True
+                    continue
+                request.executor, request.is_marking = handle, True
+                if self.suspects.can_mark:
                     handle.marking += 1
                     self._marking[id(request.delivery)] = request
                     self._marks.append(Settlement(request.delivery, Verdict.MARK))
                 else:
-                    self._recounting[request.id] = self.loop.call_later(
-                        RECOUNT_S, self._recounting.pop, request.id, None
-                    )
+                    wait_s = RECOUNT_ALONE_S if request.suspicion is Suspicion.IN_WORKER else RECOUNT_S
+                    self._end_recount(request.id)  # of another message with its id
+                    timer = self.loop.call_later(wait_s, self._end_recount, request.id)
+                    self._recounting[request.id] = (timer, request)
                     self._settle(Settlement(request.delivery, Verdict.REQUEUE, count=True))
+
+    def _end_recount(self, task_id: str) -> bool:
+        """It has come again, or is not waited for any more; whether it was."""
+        timer, request = self._recounting.pop(task_id, (None, None))
+        if timer and request:
+            timer.cancel()
+            request.is_marking = False
+        return timer is not None
 
     def _may_recount(self) -> bool:
         """Whether one more may go back to be counted: were all sent at once, those that only wait would be counted."""
@@ -325,6 +340,8 @@ class Dispatcher:
             handle.marking -= 1
             mark.delivery.recovered = False
             mark.delivery.attempts += 1
+            if request.final is not None:
+                request.final.count = False  # the same loss
             if request.is_fenced:
                 continue
             if self.closing and request.conclude is None:
@@ -409,7 +426,7 @@ class Dispatcher:
         elif kind == Frame.FENCED:
             self.supervisor.fenced(executor)
         elif kind == Frame.UNSTORED:
-            executor.unstored = max(0, min(int(json.loads(payload)), len(executor.outstanding)))
+            executor.unstored = executor.outstanding.keys() & json.loads(payload)
             executor.stalled = executor.stalled and _depth(executor) >= executor.limit
 
     def _finish(self, executor: Handle, tag: int, runtime: float) -> Request | None:
@@ -473,7 +490,7 @@ class Dispatcher:
             self._line_up_again(request)
         if executor.heir is not None:
             self.supervisor.succession.emptied(executor)
-        executor.stalled = len(executor.outstanding) > executor.unstored  # its long task may have ended in between
+        executor.stalled = len(executor.outstanding) > len(executor.unstored)  # its long task may have ended in between
         if executor.stalled and executor.slots > 1:
             self.loop.call_later(STALL_S, self._try_again, executor)
 
@@ -524,7 +541,7 @@ class Dispatcher:
 
     def _conclude_again(self, request: Request, executor: Handle, reason: str) -> None:
         """Its end could not be stored, as its executor died of that or beside it: another one tries, a few times."""
-        request.tries += not executor.doom or executor.at_fault
+        request.tries += (not executor.doom or executor.at_fault) and request.tag not in executor.unstored
         if request.tries < self._max_deliveries:
             self._line_up_again(request)
             return
@@ -560,8 +577,8 @@ class Dispatcher:
             outcome = Outcome(OutcomeKind.REVOKED, error=TERMINATED)
         elif executor.doomed_tag == request.tag:
             outcome = Outcome(OutcomeKind.TIMEOUT, error=f"{request.hard:g}")
-        elif (executor.doom and not executor.at_fault) or reason == "retired":
-            # The kernel ended it, or it left in order with ends that no result store took: not this request's doing.
+        elif (executor.doom and not executor.at_fault) or reason == "retired" or request.tag in executor.unstored:
+            # The kernel ended it, or it left in order, or this had ended and no result store took it: not its doing.
             outcome = Outcome(OutcomeKind.CANCELLED, error=reason)
         else:
             outcome = Outcome(OutcomeKind.LOST, error=f"Worker exited prematurely: {reason}")
@@ -687,7 +704,7 @@ class Dispatcher:
         slots = self._slots()
         limit = 0 if self.closing or not self._begun else self._prefetch.limit(slots, self.completed + self._delayed)
         # What only waits for the result store takes no room: else tasks would wait for it, too.
-        unstored = sum(handle.unstored for handle in self.supervisor.executors.values()) if limit else 0
+        unstored = sum(len(handle.unstored) for handle in self.supervisor.executors.values()) if limit else 0
         allowed = self._released + limit + len(self.parked) + unstored
         if self.suspects.waiting:
             allowed += self.suspects.blocked
@@ -801,9 +818,9 @@ def _log_end(request: Request, outcome: Outcome, reason: str) -> None:
 
 def _is_serving(handle: Handle) -> bool:
     """Whether it takes work. One that keeps as many unstored ends as it may gives back what it is given."""
-    return handle.up and not handle.retiring and handle.unstored < MAX_UNSTORED
+    return handle.up and not handle.retiring and len(handle.unstored) < MAX_UNSTORED
 
 
 def _depth(handle: Handle) -> int:
     """Requests that still want its slots."""
-    return len(handle.outstanding) - handle.unstored + handle.marking
+    return len(handle.outstanding) - len(handle.unstored) + handle.marking

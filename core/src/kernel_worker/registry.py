@@ -191,7 +191,10 @@ class Registry:
         for entry in sorted(selection.control.values(), key=lambda entry: entry.name):
             command = load(entry)
             if not isinstance(command, ControlCommand):
-                raise PluginError(f"control command {entry} is {command!r}, not a ControlCommand")
+                raise PluginError(
+                    f"control command {entry} is {command!r}, not a ControlCommand",
+                    hint=f"mend it, or leave it out: --plugins=-{entry.name}",
+                )
             found.append(command)
         return found
 

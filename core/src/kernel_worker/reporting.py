@@ -126,7 +126,7 @@ class Reports:
                     self.ended = ended + self.ended
                 self._tell_unstored()
                 return False
-            none_unstored = pack_json(Frame.UNSTORED, 0) if self._told_unstored else b""
+            none_unstored = pack_json(Frame.UNSTORED, []) if self._told_unstored else b""
             self._told_unstored = 0
             # One send: a reader must never see half a report.
             self._send(none_unstored + report(ended))
@@ -158,11 +158,12 @@ class Reports:
         return results
 
     def _tell_unstored(self) -> None:
-        """Their slots are free although they are not reported: without knowing, the kernel would give nothing more."""
-        count = len(self.ended)
-        if count != self._told_unstored:
-            self._told_unstored = count
-            self._send(pack_json(Frame.UNSTORED, count))
+        """Their slots are free although they are not reported: without knowing, the kernel would give nothing more, and
+        hold it against them if this executor were lost."""
+        tags = [job.tag for job, _ in list(self.ended)]
+        if len(tags) != self._told_unstored:
+            self._told_unstored = len(tags)
+            self._send(pack_json(Frame.UNSTORED, tags))
 
     def _store(self, results: list[StoredResult]) -> bool:
         try:

@@ -13,7 +13,7 @@ import signal
 import socket
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -71,8 +71,8 @@ class Handle:
     """Requests it holds by tag, in the order they were given: the first is the one that runs."""
     backlog_s: float = 0.0
     """Expected run time of what it holds."""
-    unstored: int = 0
-    """How many of them have ended and wait for the result store: they take no slot."""
+    unstored: Set[int] = frozenset()
+    """Tags of those that have ended and wait for the result store: they take no slot."""
     marking: int = 0
     """Slots kept for requests that start as soon as the broker has counted them."""
     fencing: int = 0

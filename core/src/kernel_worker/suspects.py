@@ -56,7 +56,8 @@ class Suspects:
             return Suspicion.IN_WORKER if delivery.attempts else Suspicion.RECOVERED
         if delivery.attempts > 1 and not self.can_mark:
             return Suspicion.IN_WORKER  # counted by going back, so nothing tells any more who has lost it
-        return Suspicion.IN_EXECUTOR if delivery.attempts and several_slots else None
+        # What has gone back to be counted starts before the next one goes: that could not be told from a victim.
+        return Suspicion.IN_EXECUTOR if delivery.attempts and (several_slots or not self.can_mark) else None
 
     def add(self, request: Request, *, first: bool = False) -> None:
         """Line up a request, which has its `suspicion`."""

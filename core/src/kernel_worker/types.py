@@ -31,7 +31,7 @@ class BrokerCapability(Enum):
     DEAD_LETTER = "dead_letter"  # keeps dead messages, byte-identical, with the reason
     BROADCAST = "broadcast"  # fan-out to every worker
     ATTEMPTS = "attempts"  # counts deliveries that ended in a lost executor
-    MARK = "mark"  # counts a delivery before it is run, in place (Verdict.MARK)
+    MARK = "mark"  # counts a recovered delivery in place, before it is run again (Verdict.MARK)
     BATCH_FETCH = "batch_fetch"  # reserves many messages in one round trip
 
 
@@ -120,14 +120,14 @@ class Verdict(Enum):
     REQUEUE = "requeue"  # back to the front of its queue
     DELAY = "delay"  # park it until `Settlement.until`
     DEAD = "dead"  # to the dead letters of its queue, with the reason
-    MARK = "mark"  # stays reserved, for good counted as an attempt; `recovered` ends (BrokerCapability.MARK)
+    MARK = "mark"  # stays reserved; the delivery before is counted for good, `recovered` ends (BrokerCapability.MARK)
 
 
 @dataclass(slots=True)
 class Settlement:
     """The end of one delivery, or its mark. Settling one that is no longer ours must be a no-op.
 
-    A delivery is counted once at most: marked twice, or marked and then settled with `count`, is counted once.
+    A mark counts the delivery before it, whose holder died; `count` the one that it settles. Marked twice is counted once.
     DELAY with `count` says that nobody here knows its task: it counts in `returns`, and leaves `attempts` and
     `recovered` alone. A driver that cannot keep a second number ignores it: then each worker counts for itself.
     """

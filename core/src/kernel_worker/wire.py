@@ -37,7 +37,7 @@ class Frame(IntEnum):
     RETIRE = 12  # kernel → executor: finish what you have, wait so many seconds for the result store, then exit
     FAILED = 13  # executor → kernel: cannot start, and why
     VERBOSE = 15  # kernel → executor: whether outcomes shall carry what was returned or raised, for events
-    UNSTORED = 14  # executor → kernel: so many requests have ended that are not reported, for want of the result store
+    UNSTORED = 14  # executor → kernel: tags of all that have ended and are not reported, for want of the result store
     FENCE = 16  # kernel → executor: these became another worker's, keep their ends to yourself
     FENCED = 17  # executor → kernel: understood
     NOTIFY = 18  # kernel → one executor: tell the application of this

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import amqp
 import pytest
 
 from kernel_broker_amqp import topology
 from kernel_broker_amqp.broker import AmqpBroker
+from kernel_broker_amqp.lane import Receipt, Session
 from kernel_worker import Broker, QueueSpec, Settlement, Verdict
 from kernel_worker.testing import MakeBroker, broker_factory, collect, envelope
 from kernel_worker.testing.broker_base import QUEUE, ack, counts, ids, settle
@@ -78,6 +81,34 @@ def test_what_the_kernel_gives_back_is_not_recovered(make_broker: MakeBroker, ho
     (got,) = collect(other, 1)
 
     assert (got.recovered, got.attempts) == (False, 0)
+
+
+def test_message_that_is_given_back_comes_again_when_its_former_delivery_is_settled(
+    make_broker: MakeBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cause: it was begun in between. Had it ended its worker then, it would have been in the queue twice."""
+    broker = make_broker()
+    assert isinstance(broker, AmqpBroker)
+    publish(broker, "t1")
+    held = collect(broker, 1)
+    acknowledge, settled = Session.acknowledge, threading.Event()
+
+    def slowly(session: Session, receipts: Iterable[Receipt]) -> None:
+        found = list(receipts)
+        time.sleep(0.3 if found else 0.0)
+        acknowledge(session, found)
+        if found:
+            settled.set()
+
+    monkeypatch.setattr(Session, "acknowledge", slowly)
+    with ThreadPoolExecutor(1) as pool:
+        settling = pool.submit(settle, broker, Verdict.REQUEUE, *held)
+        (again,) = collect(broker, 1)
+        was_settled = settled.is_set()
+        settling.result()
+
+    assert again.redelivered
+    assert was_settled
 
 
 def test_recovered_message_that_is_given_back_uncounted_stays_recovered(make_broker: MakeBroker) -> None:

@@ -16,6 +16,7 @@ from tests.servers import RedisServer
 
 APPLICATION = """
 import time
+from pathlib import Path
 
 from kernel_app import App
 
@@ -37,6 +38,16 @@ def burn(seconds):
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         pass
+
+
+@app.task
+def hold(folder, name):
+    with open(f"{{folder}}/{{name}}", "a") as file:
+        file.write("x")
+    until = time.monotonic() + 60
+    while not Path(folder, "go").exists() and time.monotonic() < until:
+        time.sleep(0.02)
+    return name
 """
 
 BROKERS = ("redis", "sqlite", "amqp")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import amqp
 import pytest
 
 from kernel_broker_amqp.mailbox import AmqpMailbox
@@ -17,7 +18,7 @@ from kernel_broker_redis.mailbox import RedisMailbox
 from kernel_broker_sqlite.mailbox import SqliteMailbox
 from kernel_worker import Mailbox
 from kernel_worker.testing import eventually
-from tests.servers import RedisServer
+from tests.servers import RabbitServer, RedisServer
 
 DRIVERS: dict[str, Any] = {"redis": RedisMailbox, "sqlite": SqliteMailbox, "amqp": AmqpMailbox}
 AWAY = {
@@ -194,27 +195,27 @@ def test_redis_garbage_on_the_channel_is_a_letter_without_content(garbage: bytes
 def test_redis_keeps_nothing_of_clients_that_were_killed(
     redis_url: str, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_mailbox, "BINDING_KEPT_S", 0.2)
-    monkeypatch.setattr(redis_mailbox, "REPLY_KEPT_MS", 200)
     worker = RedisMailbox(redis_url, {}, "test")
     worker.listen("w1@host")
     clients = [RedisMailbox(redis_url, {}, "test") for _ in range(50)]
     for number, client in enumerate(clients):
         client.expect(f"box-{number}")
 
-    worker.reply([(f"box-{number}", {}, b"{}") for number in range(50)])
-    for number, client in enumerate(clients):
-        if number % 2:
-            assert len(client.receive(1)) == 1
-            client.close()
-        else:
-            client._hang_up()  # as if killed: nothing is said to the server
+    worker.reply([(f"box-{number}", {}, b"{}") for number in range(1, 50, 2)])
+    for client in clients[1::2]:
+        assert len(client.receive(10)) == 1
+        client.close()
+    monkeypatch.setattr(redis_mailbox, "BINDING_KEPT_S", 0.2)
+    monkeypatch.setattr(redis_mailbox, "REPLY_KEPT_MS", 200)
+    worker.reply([(f"box-{number}", {}, b"{}") for number in range(0, 50, 2)])
+    for client in clients[::2]:
+        client._hang_up()  # as if killed: nothing is said to the server
 
     def is_empty() -> bool:
         worker.receive(0.05)
         return redis_server.command("DBSIZE").strip() in ("0", ":0")
 
-    eventually(is_empty, within_s=5)
+    eventually(is_empty, within_s=20)
     worker.close()
 
 
@@ -250,8 +251,40 @@ def test_redis_keeps_nothing_of_a_client_and_the_worker_that_answered_when_both_
         other.receive(0.05)
         return redis_server.command("DBSIZE").strip() in ("0", ":0")
 
-    eventually(is_empty, within_s=5)
+    eventually(is_empty, within_s=20)
     other.close()
+
+
+def test_rabbitmq_keeps_nothing_of_clients_that_were_killed(rabbitmq_server: RabbitServer) -> None:
+    worker = AmqpMailbox(rabbitmq_server.url, {}, "gone")
+    worker.listen("w1@gone")
+    for number in range(20):
+        client = AmqpMailbox(rabbitmq_server.url, {}, "gone")
+        client.expect(f"gone-{number}")
+        worker.reply([(f"gone-{number}", {}, b"{}")])
+        if number % 2:
+            assert gathered(client, 1)
+        else:  # as if killed: the connection ends without a word
+            assert client._link is not None
+            client._link._socket.shutdown(socket.SHUT_RDWR)
+        client.close()
+
+    def left(connection: Any) -> list[int]:
+        """Numbers of the queues that exist: to ask for one that does not is an error of the server."""
+        found = []
+        for number in range(20):
+            try:
+                connection.channel().queue_declare(f"gone-{number}.reply.gone.pidbox", passive=True)
+            except amqp.NotFound:
+                continue
+            except amqp.ResourceLocked:  # it is its owner's still
+                pass
+            found.append(number)
+        return found
+
+    with amqp.Connection(host=rabbitmq_server.url.partition("@")[2].partition("/")[0]) as connection:
+        eventually(lambda: left(connection) == [], within_s=20)
+    worker.close()
 
 
 @pytest.mark.faults

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,22 +28,23 @@ def test_a_worker_answers_to_everybody_and_by_name_and_pattern(site: Site) -> No
 def test_a_worker_is_silent_when_others_are_meant(site: Site) -> None:
     control = site.app.control
 
-    assert control.ping(["w2@site"], timeout=0.3) == []
-    assert control.ping(timeout=0.3, pattern="x*", matcher="glob") == []
-    assert control.inspect("w2@site", timeout=0.3).active() is None
+    assert control.ping(["w2@site"], timeout=0.1) == []
+    assert control.ping(timeout=0.1, pattern="x*", matcher="glob") == []
+    assert control.inspect("w2@site", timeout=0.1).active() is None
 
 
-def test_active_shows_a_task_that_runs(site: Site, running: Running) -> None:
-    sent = site.send("sleep", 1.0)
+def test_active_shows_a_task_that_runs(site: Site, running: Running, tmp_path: Path) -> None:
+    sent = site.send("hold", str(tmp_path), "held")
 
     shown = running(sent.id)
 
-    assert shown["name"] == shown["type"] == "proj.sleep"
-    assert (shown["args"], shown["kwargs"], shown["hostname"]) == ([1.0], {}, site.node)
+    assert shown["name"] == shown["type"] == "proj.hold"
+    assert (shown["args"], shown["kwargs"], shown["hostname"]) == ([str(tmp_path), "held"], {}, site.node)
     assert isinstance(shown["worker_pid"], int)
     assert isinstance(shown["time_start"], float)
     assert set(shown["delivery_info"]) == {"exchange", "routing_key", "priority", "redelivered"}
     assert site.ask("query_task", ids=[sent.id, "unknown"])[sent.id][0] == "active"
+    (tmp_path / "go").touch()
     sent.get(timeout=10)
 
 
@@ -192,14 +194,36 @@ def test_ping_is_answered_while_every_slot_computes_and_terminate_ends_it(own_si
         assert own_site.send("add", 1, 2).get(timeout=10) == 3
 
 
+@pytest.mark.parametrize("pool", ["gevent", "eventlet"])
+def test_neighbours_of_a_task_that_must_be_killed_go_back_uncounted(own_site: Site, pool: str) -> None:
+    """The doomed task computes without a pause, so its process is killed, with the others that run there."""
+    folder = own_site.folder
+    (folder / "kw.toml").write_text("[worker]\nmax_deliveries = 1\n")
+    own_site.start("-P", pool, "-c", "1x3")
+    neighbours = [own_site.send("hold", str(folder), f"neighbour{number}") for number in range(2)]
+    eventually(lambda: len(list(folder.glob("neighbour*"))) == 2, within_s=15)
+    doomed = own_site.send("burn", 60)
+    eventually(lambda: len(own_site.ask("active")) == 3, within_s=15)
+
+    assert own_site.ask("terminate", signal="SIGTERM", task_id=doomed.id) == {"ok": f"terminate: {doomed.id}"}
+
+    with pytest.raises(TaskRevokedError):
+        doomed.get(timeout=20)
+    begun_twice = {f"neighbour{number}": "xx" for number in range(2)}
+    eventually(lambda: {path.name: path.read_text() for path in folder.glob("neighbour*")} == begun_twice, within_s=20)
+    (folder / "go").touch()
+    assert [each.get(timeout=20) for each in neighbours] == ["neighbour0", "neighbour1"]
+
+
 def test_remote_shutdown_ends_the_worker_like_a_signal(own_site: Site) -> None:
     worker = own_site.start("-c", "1")
-    sent = own_site.send("sleep", 3)
-    eventually(lambda: own_site.ask("active") != [], within_s=5)
+    sent = own_site.send("hold", str(own_site.folder), "held")
+    eventually(lambda: own_site.ask("active") != [], within_s=10)
 
     assert own_site.app.control.shutdown(reply=True, timeout=0.3) == []
 
     assert own_site.ask("ping") == {"ok": "pong"}, "it answers until the end"
+    (own_site.folder / "go").touch()
     assert worker.wait() == 0
     assert sent.successful()
 

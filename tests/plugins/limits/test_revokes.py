@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from kernel_limits.revokes import MAX_STAMPS, Revokes
+from kernel_limits.revokes import KEPT_S, MAX_STAMPS, Revokes
 
 NOW = 1_800_000_000.0
 
@@ -21,11 +21,25 @@ def test_revoked_id_is_revoked_until_its_expiry() -> None:
     assert not revokes.is_revoked("b", {}, NOW)
 
 
-def test_expired_ids_take_no_memory() -> None:
+def test_revoke_holds_after_its_expiry_for_tasks_that_were_not_due_when_it_came() -> None:
+    revokes = Revokes(100, 60.0)
+    revokes.add(["a"], NOW)
+    revokes.add_stamps({"customer": ["x"]}, NOW)
+    stamped = {"stamped_headers": ["customer"], "stamps": {"customer": "x"}}
+    month = NOW + 30 * 86_400
+
+    assert revokes.is_revoked("a", {}, month, due=month)
+    assert revokes.is_revoked("any", stamped, month, due=month)
+    assert not revokes.is_revoked("a", {}, month)
+    assert not revokes.is_revoked("a", {}, month, due=NOW - 1), "it was due before: whoever sent it has sent it again"
+    assert revokes.current(month) == []
+
+
+def test_expired_ids_are_forgotten_after_a_year() -> None:
     revokes = Revokes(100, 60.0)
     revokes.add(["a", "b"], NOW)
 
-    revokes.add(["c"], NOW + 100)
+    revokes.add(["c"], NOW + 60 + KEPT_S)
 
     assert list(revokes.ids) == ["c"]
     assert revokes.forgotten == 0

@@ -6,18 +6,27 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import amqp
 import pytest
 
+from kernel_broker_amqp import revokes as amqp_revokes
+from kernel_broker_amqp.revokes import STREAM
 from kernel_limits import shared
+from kernel_limits.revokes import KEPT_S
 from kernel_limits.shared import SharedRevokes, open_shared
 from tests.servers import RedisServer, free_port
 
 
-@pytest.fixture(params=["redis", "sqlite"])
+@pytest.fixture(params=["redis", "sqlite", "amqp"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "redis":
         url: str = request.getfixturevalue("redis_url")
         return url
+    if request.param == "amqp":
+        server = request.getfixturevalue("rabbitmq_server")
+        with amqp.Connection(host=server.url.partition("@")[2].partition("/")[0]) as connection:
+            connection.channel().queue_delete(STREAM)
+        return str(server.url)
     return f"sqlite:///{tmp_path / 'kw.db'}"
 
 
@@ -45,13 +54,14 @@ def test_what_one_adds_the_other_reads_oldest_first(pair: Pair) -> None:
     assert two.read() == [("b", until), ("a", until + 1), ("ünïcode", until + 1)]
 
 
-def test_expired_revokes_are_not_read(pair: Pair) -> None:
+def test_expired_revokes_are_kept_for_tasks_that_are_due_later_but_not_for_ever(pair: Pair) -> None:
     one, two = pair
 
+    one.add(["ancient"], time.time() - KEPT_S - 1)
     one.add(["old"], time.time() - 1)
     one.add(["new"], time.time() + 100)
 
-    assert [task_id for task_id, _ in two.read()] == ["new"]
+    assert [task_id for task_id, _ in two.read()] == ["old", "new"]
 
 
 def test_adding_again_prolongs(pair: Pair) -> None:
@@ -65,7 +75,8 @@ def test_adding_again_prolongs(pair: Pair) -> None:
 
 
 def test_only_the_newest_are_kept(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared, "KEPT", 10)
+    for module in (shared, amqp_revokes):
+        monkeypatch.setattr(module, "KEPT", 10)
     one, two = pair
     until = time.time() + 100
 
@@ -103,6 +114,6 @@ def test_key_has_the_prefix_of_the_transport(redis_server: RedisServer, redis_ur
     assert redis_server.command("EXISTS mine:kw.revoked") == ":1"
 
 
-@pytest.mark.parametrize("url", ["amqp://localhost", "memory://", "sqs://"])
+@pytest.mark.parametrize("url", ["filesystem://", "memory://", "sqs://"])
 def test_other_brokers_keep_none(url: str) -> None:
     assert open_shared(url, {}) is None

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from kernel_limits import statedb
+from kernel_limits.revokes import KEPT_S
 from kernel_limits.statedb import HEAD, Record, StateFile
 from kernel_worker.errors import ConfigError
 
@@ -40,10 +41,10 @@ def test_what_was_written_is_read_again(path: Path) -> None:
     assert load(path) == [("a", LATER), ("b", LATER), (("customer", "x"), LATER)]
 
 
-def test_what_is_expired_is_not_read(path: Path) -> None:
+def test_what_is_expired_for_a_year_is_not_read(path: Path) -> None:
     file = StateFile(str(path))
     file.load(NOW)
-    write(file, [("old", NOW - 1), ("new", LATER)])
+    write(file, [("old", NOW - 1 - KEPT_S), ("new", LATER)])
     file.close()
 
     assert load(path) == [("new", LATER)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,9 +13,10 @@ from kernel_app import App
 from kernel_app.exceptions import TaskRevokedError
 from kernel_worker.testing import Ledger, WorkerProcess, eventually
 from tests.conftest import RunKw
-from tests.servers import RedisServer
+from tests.servers import RabbitServer, RedisServer
 
 APPLICATION = """
+import signal
 import time
 
 from kernel_app import App
@@ -228,4 +230,60 @@ def test_rate_is_changed_while_the_worker_runs(start: Start, redis_url: str) -> 
     assert texts[1] == ("ok", "rate limit disabled successfully")
     assert texts[2][0] == "error"
     assert texts[2][1].startswith("Invalid rate limit string: ValueError(")
+    sender.close()
+
+
+def test_revoke_that_has_expired_holds_for_a_task_that_is_due_later(
+    kw: RunKw, sender: App, url: str, ledger: Ledger, tmp_path: Path
+) -> None:
+    """The revoke comes while the task is parked, and expires long before it is due; a task without an ETA runs again.
+    With a restart in between, so that it is the broker's memory as well as the worker's."""
+    (tmp_path / "application.py").write_text(APPLICATION)
+    command = ("run", "-A", "application", "-b", url, "--result-backend", url, "-c", "1", "-n", "w@here")
+    expiry = {"CELERY_WORKER_REVOKE_EXPIRES": "0.05"}
+    worker = kw(*command, env=expiry)
+    due = time.time() + 4.0
+    sent = [sender.send_task("note", (task_id,), task_id=task_id, countdown=4.0) for task_id in ("one", "two")]
+    other = sender.send_task("note", ("kept",), countdown=4.0)
+    now = sender.send_task("note", ("now",), task_id="again")
+    assert now.get(timeout=10) == "now"
+
+    assert sender.control.revoke(["one", "two", "again"], reply=True, limit=1, timeout=10)
+    worker.signal(signal.SIGTERM)
+    worker.wait()
+    kw(*command, env=expiry)
+    eventually(lambda: sender.control.inspect(timeout=0.5).revoked() == {"w@here": []}, within_s=10)
+    sender.send_task("note", ("once more",), task_id="again")
+
+    assert other.get(timeout=20) == "kept"
+    assert time.time() >= due
+    for result in sent:
+        with pytest.raises(TaskRevokedError):
+            result.get(timeout=10)
+    eventually(lambda: sorted(map(str, labels(ledger))) == ["kept", "now", "once more"], within_s=10)
+
+
+@pytest.mark.parametrize("how", ["application", "command line"])
+def test_revoke_is_kept_by_rabbitmq_while_no_worker_is_up(
+    how: str, kw: RunKw, rabbitmq_server: RabbitServer, ledger: Ledger, tmp_path: Path
+) -> None:
+    (tmp_path / "application.py").write_text(APPLICATION)
+    url, results, queue = rabbitmq_server.url, f"sqlite:///{tmp_path}/results.db", f"kept-{tmp_path.name}"
+    sender = App("client", broker_url=url, result_backend=results, task_default_queue=queue)
+    revoked = sender.send_task("note", ("revoked",))
+    parked = sender.send_task("note", ("parked",), countdown=1.0)
+    kept = sender.send_task("note", ("kept",))
+
+    if how == "application":
+        sender.control.revoke([revoked.id, parked.id])
+    else:
+        done = kw("control", "-b", url, "-t", "0.2", "-d", "", "revoke", revoked.id, parked.id, ready=False)
+        assert done.wait() == 69, "nobody answers"
+    kw("run", "-A", "application", "-b", url, "--result-backend", results, "-c", "1", "-Q", queue)
+
+    assert kept.get(timeout=20) == "kept"
+    for result in (revoked, parked):
+        with pytest.raises(TaskRevokedError):
+            result.get(timeout=20)
+    assert labels(ledger) == ["kept"]
     sender.close()

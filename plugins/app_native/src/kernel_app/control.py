@@ -144,6 +144,8 @@ class Control:
         except (TypeError, ValueError) as error:
             raise ValueError(f"the arguments of {command} cannot be sent as JSON: {error}") from None
         headers = {"clock": 0, "expires": time.time() + timeout if timeout else 0}
+        if command == "revoke" and not destination and not pattern:
+            self._keep_revoked(arguments.get("task_id"))
         with self._mailbox() as mailbox:
             if not wants_reply:
                 return Answers(heard=mailbox.broadcast(headers, body))
@@ -191,17 +193,18 @@ class Control:
         signal: str | int = "SIGTERM",
         **options: Any,
     ) -> list[Reply] | None:
-        """Have tasks not run; with `terminate`, end those that run. On Redis and SQLite it also holds for workers that
-        start later, unless only some workers were asked."""
+        """Have tasks not run; with `terminate`, end those that run. On Redis, SQLite and RabbitMQ it also holds for workers
+        that start later, unless only some workers were asked."""
         given = {"task_id": _ids(task_id), "terminate": terminate, "signal": signal}
-        if not destination and not options.get("pattern"):
-            self._keep_revoked(given["task_id"])
         return self.broadcast("revoke", given, destination, **options)
 
-    def _keep_revoked(self, task_id: str | list[str]) -> None:
-        """Have the broker keep revokes, where it can and kernel-limits is installed; a worker that hears them does so,
-        too, so this matters only while there is none."""
+    def _keep_revoked(self, task_id: object) -> None:
+        """Have the broker keep revokes, where it can and kernel-limits is installed. A worker that hears them does so,
+        too, but on RabbitMQ; so elsewhere this matters only while there is none."""
         conf = self._app.conf
+        ids = [task_id] if isinstance(task_id, str) else task_id
+        if not isinstance(ids, (list, tuple)) or not all(isinstance(each, str) for each in ids):
+            return  # workers say what is wrong with it
         for url in urls_of(conf.broker_write_url or conf.broker_url):
             try:
                 store = self._app.connections.drivers.find(REVOKES, url)(url, dict(conf.broker_transport_options))
@@ -209,7 +212,7 @@ class Control:
                 continue
             try:
                 seconds = float(os.environ.get("CELERY_WORKER_REVOKE_EXPIRES") or REVOKE_S)
-                store.add([task_id] if isinstance(task_id, str) else task_id, time.time() + seconds)
+                store.add(ids, time.time() + seconds)
                 return
             except ConnectionError:  # the broadcast says so, or reaches the workers by another URL
                 continue

@@ -105,7 +105,7 @@ class Autoscaler:
         dispatcher = worker.dispatcher
         running = held = 0
         for handle in worker.supervisor.executors.values():
-            depth = len(handle.outstanding) - handle.unstored
+            depth = len(handle.outstanding) - len(handle.unstored)
             held += depth
             running += min(depth, handle.slots)
         waiting = held - running + len(dispatcher.ready) + self._survey.waiting

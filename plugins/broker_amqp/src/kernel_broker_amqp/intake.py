@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import struct
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -36,6 +37,7 @@ _MOST_CREDIT = 65_535  # 16 bits on the wire
 _LOOK_EVERY_S = 0.05  # for what was given back, while fetches follow each other
 _LOOK_IDLE_S = 0.25  # the same, while a fetch waits
 _ASKED_AT_ONCE = 128
+_MOVE_S = 1.0  # a message that came back waits at most this long for the end of its former delivery
 
 Early = tuple[str, content.Content, float]
 Park = Callable[[Sequence[Early]], None]
@@ -50,6 +52,8 @@ class Intake:
     :param largest: bytes of the largest body that is delivered as a task.
     :param park: for messages that come before their time.
     :param declare: for queues that somebody deleted.
+    :ivar moving: held from publishing what goes elsewhere to its acknowledgement. A message that was given back may come
+        again in between: were it begun and ended us, it would be there twice.
     :ivar grace_s: how long to wait for messages when there is no time to wait: quorum queues may answer a cancel
         before they deliver.
     """
@@ -65,6 +69,7 @@ class Intake:
         self._serial = 0
         self._early: list[tuple[Receipt, Early]] = []
         self._looked_at = 0.0
+        self.moving = threading.Lock()
         self.grace_s = 0.0
         self.session: Session | None = None
         self.fetched_at = 0.0  # time.monotonic() at the end of the last fetch
@@ -102,9 +107,12 @@ class Intake:
                 else:
                     self._wait(session, limit, deadline)
                 self._repark(session)
-                return [session.inbox.popleft() for _ in range(min(len(session.inbox), max(limit, 0)))]
+                found = [session.inbox.popleft() for _ in range(min(len(session.inbox), max(limit, 0)))]
             finally:
                 self.fetched_at = time.monotonic()
+        if any(each.redelivered for each in found) and self.moving.acquire(timeout=_MOVE_S):
+            self.moving.release()
+        return found
 
     def _wait(self, session: Session, limit: int, deadline: float) -> None:
         """Take in at least one message until the deadline. Consumers stay open only if there was none in time."""

@@ -109,8 +109,9 @@ def settle(intake: Intake, mover: Mover, batch: Sequence[Settlement]) -> None:
     session.acknowledge(receipt for receipt, each in claimed.values() if each.verdict is Verdict.ACK)
     moved = [(receipt, each) for receipt, each in claimed.values() if each.verdict is not Verdict.ACK]
     if moved:
-        mover.publish(_moved(mover, moved))
-        session.acknowledge(receipt for receipt, _ in moved)
+        with intake.moving:
+            mover.publish(_moved(mover, moved))
+            session.acknowledge(receipt for receipt, _ in moved)
         if any(each.verdict is Verdict.REQUEUE for _, each in moved):
             intake.look_soon()
 

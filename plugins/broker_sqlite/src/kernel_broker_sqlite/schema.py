@@ -45,7 +45,7 @@ SCHEMA = Schema(
             priority    INTEGER NOT NULL,
             attempts    INTEGER NOT NULL,
             returns     INTEGER NOT NULL,
-            redelivered INTEGER NOT NULL    -- as above; 3: marked, so it is counted already
+            redelivered INTEGER NOT NULL    -- as above; 3: marked, so the delivery before is counted
         )""",
         """CREATE TABLE IF NOT EXISTS kw_parked (
             due         REAL NOT NULL,      -- unix time

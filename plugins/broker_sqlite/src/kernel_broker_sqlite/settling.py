@@ -101,12 +101,10 @@ def _park(connection: sqlite3.Connection, receipt: Receipt, until: float, count:
 
 
 def _account(held: Held, count: bool) -> Held:
-    """What is remembered of a delivery that ended: counted once at most, whether by its mark or by its end."""
+    """What is remembered of a delivery that ended: its mark has counted the one before, `count` counts this one."""
     queue, priority, attempts, returns, redelivered = held
-    if redelivered == MARKED:
-        return queue, priority, attempts, returns, REDELIVERED
-    if count:
-        return queue, priority, attempts + 1, returns, REDELIVERED
+    if count or redelivered == MARKED:
+        return queue, priority, attempts + count, returns, REDELIVERED
     return held
 
 

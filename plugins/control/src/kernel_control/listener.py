@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from kernel_worker import BrokerUnavailable, ControlContext, KernelWorkerError, Permission
 from kernel_worker.control import NO_REPLY, Pending
 
-from .application import application_commands
 from .pidbox import Bucket, Call, encode_reply, read
 
 if TYPE_CHECKING:
@@ -43,7 +42,6 @@ class Listener:
     def __init__(self, ctx: StepContext, make: Callable[[], Mailbox], name: str) -> None:
         self.is_listening = False
         self._loop = ctx.loop
-        self._fail = ctx.worker.fail
         self._context = ControlContext(ctx.worker)
         self._table = ctx.worker.control
         self._make = make
@@ -76,12 +74,6 @@ class Listener:
 
     def _run(self) -> None:
         delay = BACKOFF_S[0]
-        try:
-            self._table.load()
-            self._table.add(application_commands(self._context.worker.app.commands))
-        except KernelWorkerError as error:  # as any plugin that cannot be imported: the worker does not go on without
-            self._loop.post(self._fail, error)
-            return
         while not self._stopping.is_set():
             try:
                 self._listen()
@@ -102,7 +94,7 @@ class Listener:
         mailbox = self._mailbox = self._make()
         mailbox.listen(self._context.node)
         self.is_listening, self._told = True, ""
-        log.info("remote control listens as %s", self._context.node, extra={"action": "control_up"})
+        self._loop.post(self._is_up)
         while not self._stopping.is_set():
             for headers, content_type, body in mailbox.receive(RECEIVE_S):
                 self._context.clock.adjust(headers.get("clock"))
@@ -151,6 +143,9 @@ class Listener:
             log.warning("remote control is away: %s; trying again", trouble, extra={"action": "control_down"})
 
     # ------------------------------------------------------------------ loop thread
+
+    def _is_up(self) -> None:
+        log.info("remote control listens as %s", self._context.node, extra={"action": "control_up"})
 
     def _work(self) -> None:
         """Carry out some of the commands that wait; the rest in the next turn, behind everybody else's work."""

@@ -1,14 +1,16 @@
-"""The plugin `control`: its option, its boot step, and its sub-commands. Light to import."""
+"""The plugin `control`: its option, its boot steps, and its sub-commands. Light to import."""
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kernel_worker import Command, hookimpl, option
+from kernel_worker import Command, KernelWorkerError, hookimpl, option
 
 if TYPE_CHECKING:
     from kernel_worker import Bootstep, Config
+    from kernel_worker.worker import Worker
 
 kw_api = 1
 
@@ -44,6 +46,36 @@ def kw_control_step(config: Config) -> Bootstep | None:
     from .step import ControlStep
 
     return ControlStep(options.permission)
+
+
+@hookimpl
+def kw_bootsteps(config: Config) -> list[Bootstep]:
+    """The step that imports the commands, unless remote control is off."""
+    if config.section("control").permission == OFF:
+        return []
+    from .step import CommandsStep
+
+    return [CommandsStep()]
+
+
+@hookimpl
+def kw_worker_starting(worker: Worker) -> None:
+    """Import the commands while another process imports the application: the step `commands` finds them done."""
+    if worker.config.section("control").permission != OFF:
+        worker.loop.post(_import_ahead, worker)
+
+
+def _import_ahead(worker: Worker) -> None:
+    with contextlib.suppress(KernelWorkerError):  # the step meets it again, and tells
+        worker.registry.control_commands(worker.selection)
+
+
+@hookimpl(trylast=True)
+def kw_worker_ready(worker: Worker) -> None:
+    """The worker says that it is ready when it can be commanded: a ping right after that line is answered."""
+    step = worker.sequence.apis.get("control")
+    if step is not None:
+        step.wait(worker)
 
 
 @hookimpl

@@ -1,5 +1,6 @@
-"""The boot step `control`: listens on the worker's broker from a moment after its start to its end. Loop thread; light to
-import, as every worker composes it."""
+"""The boot steps `commands`, which imports the remote-control commands before anything is consumed, and `control`, which
+listens on the worker's broker from a moment after its start to its end. Loop thread; light to import, as every worker
+composes them."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from kernel_worker import Bootstep, Permission
 
 if TYPE_CHECKING:
     from kernel_worker import Mailbox, StepContext
+    from kernel_worker.worker import Worker
 
     from .listener import Listener
 
@@ -22,6 +24,23 @@ log = logging.getLogger("kernel_control")
 SETTLING_S = 0.02
 """How long a new worker takes tasks before it listens."""
 STOP_S = 1.0
+READY_WAIT_S = 1.0
+"""How long the line that says "ready" waits at most for remote control. The worker takes tasks meanwhile."""
+
+
+class CommandsStep(Bootstep):
+    """Fills the table of commands: a plugin that cannot be imported, or a name that two commands have, is told before a
+    single message is taken."""
+
+    name = "commands"
+    requires = ("pool",)
+    before = ("consumer",)
+
+    def start(self, ctx: StepContext) -> None:
+        from .application import application_commands
+
+        ctx.worker.control.load()
+        ctx.worker.control.add(application_commands(ctx.worker.app.commands))
 
 
 class ControlStep(Bootstep):
@@ -37,11 +56,18 @@ class ControlStep(Bootstep):
         self._permission = permission
         self._listener: Listener | None = None
         self._is_stopped = False
+        self._is_expected = False
 
     @property
     def is_listening(self) -> bool:
         """Whether commands arrive now."""
         return self._listener is not None and self._listener.is_listening
+
+    def wait(self, worker: Worker) -> None:
+        """Until commands arrive, if they will, for `READY_WAIT_S` at most: what the broker delays must delay nobody."""
+        if self._is_expected:
+            over = time.monotonic() + READY_WAIT_S
+            worker.loop.run_until(lambda: self.is_listening or worker.stop_reason or worker.supervisor.failure, over)
 
     def start(self, ctx: StepContext) -> ControlStep:
         worker = ctx.worker
@@ -59,6 +85,7 @@ class ControlStep(Bootstep):
         worker.control.permission = Permission(self._permission or "destroy")
         name = str(settings.get("control_exchange") or "celery")
         # The worker takes tasks first: neither the imports nor the connection delay its start.
+        self._is_expected = True
         ctx.loop.call_later(SETTLING_S, self._listen, ctx, make, name)
         return self
 

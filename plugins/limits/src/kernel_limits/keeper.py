@@ -139,7 +139,7 @@ class Keeper:
             for key, until in self._unshared:
                 if isinstance(key, str):
                     by_time.setdefault(until, []).append(key)
-            for until, ids in by_time.items():
+            for until, ids in by_time.items() if store.takes_copies else ():
                 store.add(ids, until)
             self._unshared = []
             if self._must_read:

@@ -75,7 +75,7 @@ class Limits:
     def _revoke(self, request: Request) -> bool:
         """Conclude a request that is revoked. Whether it is."""
         headers = request.delivery.headers
-        if not self.revokes.is_revoked(_id_of(request), headers, time.time()):
+        if not self.revokes.is_revoked(_id_of(request), headers, time.time(), request.eta):
             return False
         request.conclude, request.text = OutcomeKind.REVOKED, "revoked"
         log.info(
@@ -130,8 +130,7 @@ class Limits:
 
     def revoked_ids(self) -> list[str]:
         """The ids that are revoked now, oldest first."""
-        self.revokes.purge(time.time())
-        return list(self.revokes.ids)
+        return self.revokes.current(time.time())
 
     def _sweep(self) -> None:
         """End what was received and has not started. What an executor holds comes back within moments, if it cannot

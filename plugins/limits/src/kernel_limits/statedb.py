@@ -19,6 +19,8 @@ from typing import IO, Any
 
 from kernel_worker.errors import ConfigError
 
+from .revokes import KEPT_S
+
 HEAD = '{"kw_statedb": 1}'
 SPARE_LINES = 10_000
 """Lines beyond those that are needed before the file is written anew."""
@@ -41,7 +43,7 @@ class StateFile:
         """Whether everything that was to be written is in the file."""
 
     def load(self, now: float) -> list[Record]:
-        """What the file holds that has not expired. Before the thread starts.
+        """What the file holds that is worth keeping. Before the thread starts.
 
         :raises ConfigError: it cannot be read, or is another program's file. It is left as it is.
         """
@@ -61,7 +63,7 @@ class StateFile:
                 f"--statedb {self.path} is not a state file of kw; it is left as it is",
                 hint="choose another path, or move the file away",
             )
-        found = [record for record in _records(lines[1:]) if record[1] > now]
+        found = [record for record in _records(lines[1:]) if record[1] > now - KEPT_S]
         self._lines = len(lines)
         self._is_whole = data.endswith(b"\n") and len(found) == len([line for line in lines[1:] if line])
         return found

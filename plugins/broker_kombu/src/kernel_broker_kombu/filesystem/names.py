@@ -7,7 +7,7 @@ never touched: `~`, a letter, the number of attempts, and after `u` how often it
     n       not delivered before, or parked since; the same as nothing at all
     r       delivered before, and given back
     x       its holder died, or lost its lease, with it
-    m       reserved and marked: this delivery is in the number already
+    m       reserved and marked: the delivery before it is in the number already
 """
 
 from __future__ import annotations
@@ -41,10 +41,8 @@ class Name(NamedTuple):
 
     def returned(self, *, count: bool = False) -> Name:
         """When its holder gives it back. A mark, or `count`, accounts for its having been recovered."""
-        if self.state == MARKED:
-            return self._replace(state=RETURNED)
-        if count:
-            return self._replace(state=RETURNED, attempts=self.attempts + 1)
+        if count or self.state == MARKED:
+            return self._replace(state=RETURNED, attempts=self.attempts + count)
         return self if self.state == RECOVERED else self._replace(state=RETURNED)
 
     def delayed(self, *, count: bool = False) -> Name:
@@ -54,7 +52,7 @@ class Name(NamedTuple):
         )
 
     def marked(self) -> Name:
-        """When its delivery is counted in place; once."""
+        """When the delivery before it is counted in place; once."""
         return self if self.state == MARKED else self._replace(state=MARKED, attempts=self.attempts + 1)
 
     def recovered(self) -> Name:

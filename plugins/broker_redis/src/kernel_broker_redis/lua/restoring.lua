@@ -7,7 +7,7 @@
 --   kw.attempts    hash   sha1 of the envelope -> counted deliveries; then, where there are any, "+" and the number of
 --                         returns; then "r" when its last holder died and nobody has accounted for that yet.
 --                         An entry, even a 0, says that the message was delivered before.
---                         tag -> 1 for a reserved message that is marked, so that it is counted once only
+--                         tag -> 1 for a reserved message that is marked, so that its mark counts once only
 
 local unacked, index, attempts = KEYS[1], KEYS[2], KEYS[3]
 local prefix, sep = ARGV[1], ARGV[2]
@@ -62,16 +62,13 @@ local function remember(sha, count, returns, recovered)
   redis.call('EXPIRE', attempts, ATTEMPTS_KEPT_S)
 end
 
--- Write down how the delivery `tag` ended: count 1 counts it, unless it is marked and so is counted already; died says
--- that nobody knows.
+-- Write down how the delivery `tag` ended: count 1 counts it, beside the one before it that its mark has counted; died
+-- says that nobody knows.
 local function account(tag, sha, count, died)
   local counted, returns, recovered = past(sha)
-  local is_marked = redis.call('HDEL', attempts, tag) == 1
+  redis.call('HDEL', attempts, tag)
   if count == 1 then
-    recovered = ''
-    if not is_marked then
-      counted = counted + 1
-    end
+    counted, recovered = counted + 1, ''
   end
   remember(sha, counted, returns, died and 'r' or recovered)
 end

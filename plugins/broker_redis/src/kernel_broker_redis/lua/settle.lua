@@ -55,10 +55,7 @@ local function bury(tag, count, reason)
     return 0
   end
   local sha, id = redis.sha1hex(raw), redis.sha1hex(tag)
-  local lost = past(sha)
-  if redis.call('HEXISTS', attempts, tag) == 0 then
-    lost = lost + count
-  end
+  local lost = past(sha) + count
   local _, _, step = split_tag(tag)
   -- a microsecond apart: letters of one batch keep their order
   local died_at = string.format('%d.%06d', time[1], math.min(time[2] + done, 999999))
