@@ -10,8 +10,11 @@ import pytest
 from kernel_worker.testing import Ledger, WorkerProcess
 from tests.servers import RabbitServer, RedisServer
 
-DEAR = ("proof", "wheels", "victim", "flower", "ear", "site")
+DEAR = ("proof", "victim", "flower", "ear", "site")
 """Fixtures of whole modules that take seconds to make."""
+
+SHARED = ("rabbitmq_server", "wheels")
+"""Fixtures of the whole session that take seconds to make."""
 
 RunKw = Callable[..., WorkerProcess]
 """`kw(*arguments, ready=True, env={})`: start `kw` with these arguments in `tmp_path`; with `ready`, wait for the line
@@ -25,12 +28,12 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         return
     names = getattr(item, "fixturenames", ())
     group = ""
-    if "rabbitmq_server" in names:
-        group = "rabbitmq"
+    if shared := next((name for name in SHARED if name in names), ""):
+        group = shared
     elif dear := next((name for name in DEAR if name in names), ""):
         parameters = getattr(item, "callspec", None)
         which = parameters.params.get(dear, "") if parameters else ""
-        group = "rabbitmq" if which == "amqp" else f"{item.nodeid.partition('::')[0]} {which}"
+        group = SHARED[0] if which == "amqp" else f"{item.nodeid.partition('::')[0]} {which}"
     if group:
         item.add_marker(pytest.mark.xdist_group(group))
         # pytest-xdist 3.8 hands the group on in an attribute that pytest 9.2 does not read any more: without this, each

@@ -17,6 +17,7 @@ from kernel_app import App
 from kernel_worker import Broker, BrokerContext, QueueInfo, QueueSpec, Secret
 from kernel_worker.registry import Registry
 from kernel_worker.testing import Ledger
+from tests.e2e.environments import build_wheels
 
 APP = """
 import asyncio
@@ -81,6 +82,14 @@ def tick():
 """
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a wheel of each member."""
+    folder = tmp_path_factory.mktemp("wheels")
+    build_wheels(folder)
+    return folder
 
 
 @pytest.fixture

@@ -100,7 +100,7 @@ def test_plugins_tells_what_is_installed_and_chosen(command: Command) -> None:
     assert found["brokers", "redis"] == "yes"
     assert check.returncode == 0, check.stdout + check.stderr
     assert [line.split()[0] for line in steps.stdout.splitlines()[2:]] == [
-        *("pool", "limits", "timer", "events", "consumer", "control", "recycle"),
+        *("pool", "commands", "limits", "timer", "events", "consumer", "control", "recycle"),
     ]
 
 

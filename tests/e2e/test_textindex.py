@@ -93,7 +93,7 @@ def test_interrupted_demo_leaves_nothing_behind(environ: dict[str, str], tmp_pat
         demo = subprocess.Popen(
             DEMO, cwd=ROOT, env=environ, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
-    eventually(lambda: "sent" in log.read_text(), within_s=30, message=log.read_text)
+    eventually(lambda: "worker ready" in log.read_text(), within_s=30, message=log.read_text)
 
     os.killpg(demo.pid, number)  # the whole group, as a terminal does
     code = demo.wait(30)

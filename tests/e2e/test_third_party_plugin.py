@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from kernel_worker.testing import eventually
-from tests.e2e.environments import ROOT, Environment, build_wheels, clean_environ
+from tests.e2e.environments import ROOT, Environment, clean_environ
 
 PAGES = ("writing-a-plugin.md", "writing-a-control-command.md")
 FILE = re.compile(r"^\*\*`(?P<path>[^`]+)`\*\*\n\n```\w+\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -113,11 +113,10 @@ class Terminal:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, wheels: Path) -> Path:
     """An empty folder in whose .venv the members are installed already, as if they had been published."""
-    wheels, place = tmp_path / "wheels", tmp_path / "somewhere"
+    place = tmp_path / "somewhere"
     place.mkdir()
-    build_wheels(wheels)
     Environment(place / ".venv").install_members(wheels, "kernel-worker")
     return place
 
@@ -158,6 +157,9 @@ def test_page_works_as_written(name: str, folder: Path, programs: Path, tmp_path
             assert matches(step.shown, output), f"{step.command} gave\n{output}instead of\n{step.shown}"
         assert running is not None
         first.press_ctrl_c()
+        eventually(lambda: "stops (SIGINT)" in first.output, within_s=20, message=lambda: first.output)
+        if "waiting up to" in first.output:
+            first.press_ctrl_c()  # the page's tasks run for longer than is worth waiting for
         output, code = first.finish()
         assert code == 0, output
         assert not (folder / "lamp").exists()

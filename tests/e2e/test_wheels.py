@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from kernel_worker.testing import eventually
-from tests.e2e.environments import Environment, build_wheels, clean_environ, members, run
+from tests.e2e.environments import Environment, clean_environ, members, run
 
 PROJ = """\
 from kernel_app import App
@@ -25,13 +25,6 @@ app = App("proj")
 def add(x: int, y: int) -> int:
     return x + y
 """
-
-
-@pytest.fixture(scope="module")
-def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheels")
-    build_wheels(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -160,7 +160,8 @@ def test_state_tells_what_happened_to_a_message() -> None:
     fresh = Name("1_a", "q")
 
     assert fresh.marked().marked().attempts == 1
-    assert fresh.marked().returned(count=True) == Name("1_a", "q", "r", 1)
+    assert fresh.marked().returned(count=True) == Name("1_a", "q", "r", 2)
+    assert fresh.marked().returned() == Name("1_a", "q", "r", 1)
     assert fresh.recovered().returned() == fresh.recovered()
     assert fresh.recovered().returned(count=True) == Name("1_a", "q", "r", 1)
     assert fresh.delayed(count=True).delayed(count=True).returns == 2

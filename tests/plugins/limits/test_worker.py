@@ -278,7 +278,7 @@ def test_revoke_is_kept_by_rabbitmq_while_no_worker_is_up(
         sender.control.revoke([revoked.id, parked.id])
     else:
         done = kw("control", "-b", url, "-t", "0.2", "-d", "", "revoke", revoked.id, parked.id, ready=False)
-        assert done.wait() == 69, "nobody answers"
+        assert done.wait() in (0, 69)  # workers of other tests may hear it
     kw("run", "-A", "application", "-b", url, "--result-backend", results, "-c", "1", "-Q", queue)
 
     assert kept.get(timeout=20) == "kept"

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from kernel_pool_asyncio.run import Run
+from kernel_worker.interrupting import Aim
 
 
 class _Limit(Exception):
@@ -25,7 +26,7 @@ def _run(make: Callable[[], Coroutine[Any, Any, Any]], raise_at_s: float | None 
         run = Run(1, make())
         run.task = asyncio.ensure_future(run.steps())
         if raise_at_s is not None:
-            run.error = _Limit("over")
+            run.aim = Aim(0, _Limit("over"))
             asyncio.get_running_loop().call_later(raise_at_s, run.deliver)
         return (await asyncio.wait_for(asyncio.gather(run.task, return_exceptions=True), 5.0))[0]
 
@@ -135,9 +136,9 @@ def test_one_that_computes_is_interrupted_by_a_signal() -> None:
                 return "interrupted"
 
         run = Run(1, computing())
-        before = signal.signal(signal.SIGUSR1, lambda *_: run.interrupt())
+        before = signal.signal(signal.SIGUSR1, lambda number, frame: run.interrupt(frame))
         try:
-            run.error = _Limit()
+            run.aim = Aim(0, _Limit())
             timer = threading.Timer(0.05, signal.pthread_kill, (threading.get_ident(), signal.SIGUSR1))
             timer.start()
             return await run.steps()

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from typing import TypeVar
 
 T = TypeVar("T")
-_STEP_S = 0.005  # short enough that a wait costs a test nothing, long enough to leave the CPU to others
+_FIRST_STEP_S, _LAST_STEP_S = 0.005, 0.05
+_SHARE = 0.05
+"""Of the time waited so far: a wait becomes longer by at most this, and leaves the processor to others."""
 
 
 def eventually(condition: Callable[[], T], *, within_s: float = 5.0, message: str | Callable[[], str] = "") -> T:
@@ -17,7 +19,8 @@ def eventually(condition: Callable[[], T], *, within_s: float = 5.0, message: st
     :param message: what was waited for; a callable is asked only when it failed, for the state found then.
     :raises AssertionError: it stayed false; an exception of the last call is chained.
     """
-    deadline = time.monotonic() + within_s
+    begun = time.monotonic()
+    deadline = begun + within_s
     while True:
         error: Exception | None = None
         try:
@@ -29,4 +32,4 @@ def eventually(condition: Callable[[], T], *, within_s: float = 5.0, message: st
         if time.monotonic() > deadline:
             text = message() if callable(message) else message
             raise AssertionError(f"not within {within_s:g} s: {text or repr(condition)}") from error
-        time.sleep(_STEP_S)
+        time.sleep(min(max(_FIRST_STEP_S, _SHARE * (time.monotonic() - begun)), _LAST_STEP_S))

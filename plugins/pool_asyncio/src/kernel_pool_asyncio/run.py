@@ -9,7 +9,10 @@ from __future__ import annotations
 import asyncio
 import types
 from collections.abc import Coroutine, Generator
+from types import FrameType
 from typing import Any
+
+from kernel_worker.interrupting import Aim
 
 
 class Run:
@@ -18,34 +21,40 @@ class Run:
     :param tag: of the job.
     """
 
-    __slots__ = ("coroutine", "error", "is_begun", "is_stepping", "tag", "task")
+    __slots__ = ("aim", "coroutine", "is_begun", "is_stepping", "tag", "task")
 
     def __init__(self, tag: int, coroutine: Coroutine[Any, Any, Any]) -> None:
         self.tag = tag
         self.coroutine = coroutine
         self.task: asyncio.Task[Any] | None = None
-        self.error: BaseException | None = None
+        self.aim: Aim | None = None
         """To be raised in it, by whichever way is the first."""
         self.is_begun = False
         self.is_stepping = False
         """Whether the interpreter is inside the coroutine now, on the loop's thread."""
 
     def deliver(self) -> None:
-        """Raise `error` where the coroutine waits. On the loop, so it is waiting or has ended."""
+        """Raise the error where the coroutine waits. On the loop, so it is waiting or has ended."""
         task = self.task
-        if self.error is None or task is None or task.done():
+        if self.aim is None or task is None or task.done():
             return
         if self.is_begun:
             task.cancel()
         else:
             task.get_loop().call_soon(self.deliver)  # before its first step there is nobody to raise it in
 
-    def interrupt(self) -> None:
-        """Raise `error` in the step that is under way. Signal handler of the loop's thread."""
-        error = self.error
-        if error is not None and self.is_stepping:
-            self.error = None
-            raise error
+    def interrupt(self, frame: FrameType | None) -> bool:
+        """Raise the error in the step that is under way. Signal handler of the loop's thread, which came in `frame`.
+
+        :return: whether it has to wait.
+        """
+        aim = self.aim
+        if aim is None or not self.is_stepping:
+            return False
+        if aim.must_wait(frame):
+            return True
+        self.aim = None
+        raise aim.error
 
     @types.coroutine
     def steps(self) -> Generator[Any, Any, Any]:
@@ -68,10 +77,10 @@ class Run:
                 error = self._meant(raised)
 
     def _meant(self, raised: BaseException) -> BaseException:
-        meant = self.error
-        if meant is None or not isinstance(raised, asyncio.CancelledError):
+        aim = self.aim
+        if aim is None or not isinstance(raised, asyncio.CancelledError):
             return raised
-        self.error = None
+        self.aim = None
         assert self.task is not None
         self.task.uncancel()  # else asyncio.timeout() inside it would take its own expiry for this
-        return meant
+        return aim.error

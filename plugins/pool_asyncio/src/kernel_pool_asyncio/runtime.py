@@ -16,11 +16,13 @@ from concurrent.futures import Future
 from contextvars import copy_context
 from queue import Empty, SimpleQueue
 from threading import get_ident
+from types import FrameType
 from typing import Any
 
 from kernel_pool_threads.interruption import Interruption
 from kernel_pool_threads.runtime import CONGESTED_S, ThreadsRuntime
 from kernel_worker.executor import Executor
+from kernel_worker.interrupting import Aim
 from kernel_worker.types import Job, Outcome
 from kernel_worker.wire import ChannelClosed
 
@@ -44,6 +46,8 @@ class AsyncioRuntime(ThreadsRuntime):
         self._thread_jobs: SimpleQueue[tuple[Job, int] | None] = SimpleQueue()
         self._idle_threads = 0
         self._thread_count = 0
+        self._step_waits = False
+        """Whether an error for the step that is under way had to wait."""
         self._tags: dict[int, int] = {}
         """The job that each thread runs."""
 
@@ -56,7 +60,7 @@ class AsyncioRuntime(ThreadsRuntime):
         asyncio.set_event_loop(loop)
         self._over = loop.create_future()
         self._free = list(range(len(executor.slots)))[::-1]
-        signal.signal(signal.SIGUSR1, lambda *_: self._interrupt_step())
+        signal.signal(signal.SIGUSR1, lambda number, frame: self._interrupt_step(frame))
         reporter = threading.Thread(target=self._report, name="kw-report", daemon=True)
         reporter.start()
         loop.add_reader(executor.channel.fileno(), self._readable)
@@ -204,13 +208,20 @@ class AsyncioRuntime(ThreadsRuntime):
         run = self._runs.get(tag)
         if run is None:
             return super().cancel(tag, error)
-        run.error = error
+        run.aim = Aim(tag, error)
         if run.is_stepping and get_ident() != self._main:
             signal.pthread_kill(self._main, signal.SIGUSR1)  # it may compute for long
         self._loop.call_soon_threadsafe(run.deliver)
         return True
 
-    def _interrupt_step(self) -> None:
+    def insist(self) -> bool:
+        threads_wait = super().insist()
+        if not self._step_waits:
+            return threads_wait
+        self._step_waits = False
+        signal.pthread_kill(self._main, signal.SIGUSR1)
+        return True
+
+    def _interrupt_step(self, frame: FrameType | None) -> None:
         for run in list(self._runs.values()):
-            if run.is_stepping:
-                run.interrupt()
+            self._step_waits |= run.interrupt(frame)
