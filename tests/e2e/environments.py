@@ -20,7 +20,13 @@ CONSTRAINTS = ROOT / "constraints.txt"
 def clean_environ(**more: str) -> dict[str, str]:
     """The caller's environment without what would leak its Python or its settings into another one."""
     kept = {name: text for name, text in os.environ.items() if not name.startswith(("PYTHON", "KW_", "VIRTUAL_ENV"))}
-    return {**kept, "PIP_CONSTRAINT": str(CONSTRAINTS), "PIP_DISABLE_PIP_VERSION_CHECK": "1", **more}
+    return {
+        **kept,
+        "PIP_CONSTRAINT": str(CONSTRAINTS),
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        "PIP_NO_COMPILE": "1",
+        **more,
+    }
 
 
 def run(command: list[str], cwd: Path) -> str:
@@ -85,7 +91,7 @@ class Environment:
         if uv := shutil.which("uv"):
             command = [uv, "pip", "install", "--quiet", "--python", python]
         else:
-            command = [sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-compile"]
+            command = [sys.executable, "-m", "pip", "--python", python, "install", "-q"]
         run([*command, "--constraint", str(CONSTRAINTS), *arguments], cwd=self.bin)
 
     def install_members(self, wheels: Path, *names: str) -> None:

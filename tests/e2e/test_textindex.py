@@ -89,10 +89,16 @@ def test_folder_that_does_not_exist_is_told_and_the_worker_is_stopped(tmp_path: 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "TERM"])
 def test_interrupted_demo_leaves_nothing_behind(environ: dict[str, str], tmp_path: Path, number: int) -> None:
     log = tmp_path / "output"
-    with log.open("wb") as output:
-        demo = subprocess.Popen(
-            DEMO, cwd=ROOT, env=environ, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
+    before = signal.signal(
+        number, signal.default_int_handler
+    )  # these tests may run where it is ignored: that is inherited
+    try:
+        with log.open("wb") as output:
+            demo = subprocess.Popen(
+                DEMO, cwd=ROOT, env=environ, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            )
+    finally:
+        signal.signal(number, before)
     eventually(lambda: "worker ready" in log.read_text(), within_s=30, message=log.read_text)
 
     os.killpg(demo.pid, number)  # the whole group, as a terminal does

@@ -133,7 +133,7 @@ def check_alternating(broker: str, results: str, deeds: str, kw: RunKw, ledger: 
 
 
 @pytest.mark.parametrize(
-    "deeds", ["WEE", "EWE", *(pytest.param(each, marks=pytest.mark.faults) for each in ("WEW", "EEW", "EWW", "WWE"))]
+    "deeds", ["WEE", *(pytest.param(each, marks=pytest.mark.faults) for each in ("EWE", "WEW", "EEW", "EWW", "WWE"))]
 )
 def test_message_that_ends_workers_and_executors_in_turn_starts_three_times(
     url: str, folder: Path, kw: RunKw, ledger: Ledger, restarted: Restarted, deeds: str
