@@ -24,7 +24,7 @@ def clean_environ(**more: str) -> dict[str, str]:
         **kept,
         "PIP_CONSTRAINT": str(CONSTRAINTS),
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
-        "PIP_NO_COMPILE": "1",
+        "PIP_NO_COMPILE": "0",  # does not compile: pip takes the value for that of "compile"
         **more,
     }
 

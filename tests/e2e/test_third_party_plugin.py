@@ -60,7 +60,7 @@ class Terminal:
     """A shell in a folder, fed one command at a time."""
 
     def __init__(self, folder: Path, log: Path, path: Path) -> None:
-        environ = clean_environ()
+        environ = clean_environ(PIP_NO_BUILD_ISOLATION="0")  # hatchling is there: not once more for each build
         self._log = log
         self._log.write_text("")
         self._read = 0
@@ -114,10 +114,13 @@ class Terminal:
 
 @pytest.fixture
 def folder(tmp_path: Path, wheels: Path) -> Path:
-    """An empty folder in whose .venv the members are installed already, as if they had been published."""
+    """An empty folder in whose .venv the members are installed already, as if they had been published, and what builds
+    wheels."""
     place = tmp_path / "somewhere"
     place.mkdir()
-    Environment(place / ".venv").install_members(wheels, "kernel-worker")
+    environment = Environment(place / ".venv")
+    environment.install_members(wheels, "kernel-worker")
+    environment.install("hatchling")
     return place
 
 

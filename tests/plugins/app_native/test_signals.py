@@ -214,6 +214,7 @@ def test_applications_hear_of_their_tasks_and_processes(kw: RunKw, tmp_path: Pat
 
     worker = kw("run", "-A", "toy", "-P", pool, *size)
     eventually(lambda: ledger.count("postrun") == 7 and ledger.count("revoked"), within_s=15)
+    eventually(lambda: ledger.count("worker_process_init") == (2 if pool == "prefork" else 1), within_s=15)
     assert worker.stop() == 0
 
     states = sorted((entry["task"], entry["state"], entry["value"]) for entry in ledger.entries("postrun"))

@@ -50,8 +50,8 @@ def test_pool_follows_the_load_within_its_bounds(kw: RunKw, tmp_path: Path, ledg
     eventually(lambda: watched(2))
     for cycle in (1, 2):
         for _ in range(40):
-            app.send_task("nap", [0.1])
-        eventually(lambda: watched(5), within_s=10)
+            app.send_task("nap", [0.25])  # enough for five, also when it takes some seconds until they are up
+        eventually(lambda: watched(5), within_s=15)
         eventually(lambda cycle=cycle: watched(2) and ledger.count("nap") == 40 * cycle, within_s=20)
     app.close()
 

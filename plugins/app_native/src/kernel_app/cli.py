@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,6 +9,7 @@ import click
 
 from .app import App
 from .exceptions import ConfigError, DecodeError, KernelAppError, OperationalError, TimeoutError
+from .importing import import_named
 from .meta import exception_from_meta
 from .representation import describe_error, printable, safe_repr
 from .serialization import from_json, to_json
@@ -155,13 +153,8 @@ def _application(spec: str | None, overrides: Mapping[str, Any]) -> App:
     given = {name: value for name, value in overrides.items() if value}
     if spec is None:
         return App("kw", **given)
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    module, _, attribute = spec.partition(":")
     try:
-        target: Any = importlib.import_module(module)
-        for part in attribute.split(".") if attribute else ():
-            target = getattr(target, part)
+        target = import_named(spec)
     except Exception as error:  # the user's module may raise anything
         raise click.UsageError(f"-A {spec}: {describe_error(error)}") from error
     app = NativeLoader().accepts(target)

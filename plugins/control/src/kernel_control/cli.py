@@ -6,9 +6,6 @@ cannot be reached, 2 a mistake on the command line.
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +14,7 @@ import click
 from kernel_app import App
 from kernel_app.control import Answers, merged
 from kernel_app.exceptions import ConfigError, OperationalError
+from kernel_app.importing import import_named
 from kernel_worker import worker_settings
 
 from .catalogue import Catalogue, Described
@@ -224,13 +222,8 @@ def application(spec: str | None, broker: str | None) -> App:
 
 
 def _settings_of(spec: str) -> Mapping[str, Any]:
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    module, _, attribute = spec.partition(":")
     try:
-        target: Any = importlib.import_module(module)
-        for part in attribute.split(".") if attribute else ():
-            target = getattr(target, part)
+        target = import_named(spec)
     except Exception as error:  # the user's module may raise anything
         raise click.UsageError(f"-A {spec}: {type(error).__name__}: {printable(str(error))}") from error
     for found in (target, getattr(target, "app", None), getattr(target, "celery", None), *vars(target).values()):
