@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import sqlite3
@@ -267,6 +268,7 @@ def test_close_ends_a_waiting_fetch(make_broker: MakeBroker) -> None:
 
 def test_close_gives_back_all_descriptors(make_broker: MakeBroker) -> None:
     make_broker().close()
+    gc.collect()  # what other tests left behind must not be closed meanwhile
     before = len(os.listdir("/proc/self/fd"))
 
     for _ in range(5):
@@ -275,7 +277,7 @@ def test_close_gives_back_all_descriptors(make_broker: MakeBroker) -> None:
         broker.connect()
         broker.close()
 
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 def test_binding_to_an_exchange_that_is_not_direct_is_refused(broker: SqliteBroker) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import sqlite3
@@ -119,9 +120,10 @@ def test_watch_notices_that_the_log_was_deleted_and_watches_the_next(results: Sq
     assert results.wait("t0", 1.0, lambda meta: True) == task_meta("t0")
 
 
-def test_waiting_keeps_few_descriptors_and_close_none(results: SqliteResults) -> None:
+def test_waiting_keeps_few_descriptors_and_close_leaves_none(results: SqliteResults) -> None:
     results.store(burst("t", 1))
     results.close()
+    gc.collect()  # what other tests left behind must not be closed meanwhile
     before = len(os.listdir("/proc/self/fd"))
 
     with ThreadPoolExecutor(40) as pool:
@@ -131,7 +133,7 @@ def test_waiting_keeps_few_descriptors_and_close_none(results: SqliteResults) ->
 
     assert metas == [None] * 40
     assert kept <= 3 + 4  # the connection's, and four watches
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 def test_forked_child_waits_for_what_the_parent_stores(results: SqliteResults) -> None:
