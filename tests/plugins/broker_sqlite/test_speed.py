@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
 from kernel_broker_sqlite import SqliteBroker, SqlitePublisher
 from kernel_worker.testing import envelope
 from kernel_worker.types import Settlement, Verdict
@@ -27,6 +29,7 @@ def cpu_per_message(broker: SqliteBroker, batches: int) -> float:
     return best
 
 
+@pytest.mark.faults  # compares times: with the long runs
 def test_fetching_costs_the_same_with_few_and_with_many_waiting(
     broker: SqliteBroker, publisher: SqlitePublisher
 ) -> None:
