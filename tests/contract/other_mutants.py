@@ -22,6 +22,15 @@ class ReplacesSuccess(MemoryResults):
         return None
 
 
+class RetryReplacesFailure(MemoryResults):
+    """A retry that is told late hides how the task ended."""
+
+    def store(self, results: Sequence[StoredResult]) -> None:
+        for each in results:
+            state = "PROGRESS" if each.state == "RETRY" else each.state
+            super().store([replace(each, state=state)])
+
+
 class FirstStateWins(MemoryResults):
     """Whatever was stored first stays."""
 

@@ -375,7 +375,8 @@ class MemoryResults:
     def store(self, results: Sequence[StoredResult]) -> None:
         with self.changed:
             for each in results:
-                if self.state(each.task_id) != "SUCCESS":
+                kept_from_retry = ("FAILURE", "REVOKED") if each.state == "RETRY" else ()
+                if self.state(each.task_id) not in ("SUCCESS", *kept_from_retry):
                     end = None if each.expires is None else time.monotonic() + each.expires
                     self.stored[each.task_id] = (each.state, each.payload, end)
             self.changed.notify_all()

@@ -9,6 +9,7 @@ from .proving import Proof, prove
 
 RESULTS = {
     "ReplacesSuccess": "test_success_is_never_replaced",
+    "RetryReplacesFailure": "test_final_state_is_never_replaced_by_a_retry",
     "FirstStateWins": "test_success_replaces_every_other_state",
     "ExpiredSuccessBlocks": "test_expired_success_does_not_block_a_new_state",
     "NeverExpires": "test_result_is_gone_after_its_expiry_and_not_before",

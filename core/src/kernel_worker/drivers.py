@@ -383,8 +383,10 @@ class ResultBackend(Protocol):
     """
 
     def store(self, results: Sequence[StoredResult]) -> None:
-        """Store all, in one round trip, and tell those who wait. Idempotent; a SUCCESS that is
-        stored already is never replaced by another state. Executor, before the outcome is reported."""
+        """Store all, in one round trip, and tell those who wait. Idempotent. Executor, before the outcome is reported.
+
+        A SUCCESS that is stored already is never replaced by another state, and no final state (SUCCESS, FAILURE,
+        REVOKED) by a RETRY: the next try, on another slot, may end before the try that asked for it."""
 
     def fetch(self, task_id: str) -> bytes | None:
         """The stored task meta (JSON), or None."""

@@ -69,6 +69,15 @@ class StoringTests(ResultSuite, suite=True):
 
         assert backend.fetch("t1") == task_meta("t1", result=42)
 
+    @pytest.mark.parametrize("state", ["FAILURE", "REVOKED"])
+    def test_final_state_is_never_replaced_by_a_retry(self, backend: ResultBackend, state: str) -> None:
+        """Of two tries on two slots the second may end before the first has told that it asked for it."""
+        backend.store([stored("t1", "STARTED"), stored("t1", state, result="the end")])
+        backend.store([stored("t1", "RETRY"), stored("t2", "RETRY")])
+
+        assert backend.fetch("t1") == task_meta("t1", state, result="the end")
+        assert state_of(backend.fetch("t2")) == "RETRY"
+
     @pytest.mark.parametrize("state", ["STARTED", "RETRY", "FAILURE", "REVOKED", "PROGRESS"])
     def test_success_replaces_every_other_state(self, backend: ResultBackend, state: str) -> None:
         backend.store([stored("t1", state)])

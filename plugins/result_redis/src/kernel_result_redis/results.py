@@ -58,7 +58,7 @@ class RedisResults:
             for result in results[start : start + _CHUNK]:
                 keys.append(self._prefix + result.task_id)
                 keep_ms = max(1, int(result.expires * 1000)) if result.expires else 0
-                args += (int(result.state == "SUCCESS"), keep_ms, result.payload)
+                args += (result.state, keep_ms, result.payload)
             with self._pool.lend() as connection:
                 _STORE.run(connection, keys, args)
 

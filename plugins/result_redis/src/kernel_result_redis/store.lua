@@ -1,25 +1,30 @@
--- Store task states and tell those who wait. A SUCCESS is never replaced by another state.
+-- Store task states and tell those who wait. A SUCCESS is never replaced by another state, and no final state by a
+-- RETRY: the next try may have ended before the one that asked for it.
 --
 -- KEYS  celery-task-meta-<task id>, ...
--- ARGV  per key: "1" if the state is SUCCESS, milliseconds to keep it ("0" for ever), the task meta as JSON
+-- ARGV  per key: the state, milliseconds to keep it ("0" for ever), the task meta as JSON
 -- reply number stored
 
+local kept_from_all = {SUCCESS = true}
+local kept_from_retry = {SUCCESS = true, FAILURE = true, REVOKED = true}
+
 -- Celery writes the status first; other writers' JSON is decoded.
-local function has_succeeded(meta)
+local function state_of(meta)
   local status = string.match(meta, '^%s*{%s*"status"%s*:%s*"(%u+)"')
   if status then
-    return status == 'SUCCESS'
+    return status
   end
   local ok, decoded = pcall(cjson.decode, meta)
-  return ok and type(decoded) == 'table' and decoded.status == 'SUCCESS'
+  return ok and type(decoded) == 'table' and decoded.status
 end
 
 local stored = 0
 for i, key in ipairs(KEYS) do
-  local is_success, keep_ms, meta = ARGV[3 * i - 2], ARGV[3 * i - 1], ARGV[3 * i]
+  local state, keep_ms, meta = ARGV[3 * i - 2], ARGV[3 * i - 1], ARGV[3 * i]
   -- pcall: a key of another type is replaced as SET does, else one such id would keep all results with it from being stored
-  local before = is_success ~= '1' and redis.pcall('GET', key)
-  if not (type(before) == 'string' and has_succeeded(before)) then
+  local before = state ~= 'SUCCESS' and redis.pcall('GET', key)
+  local kept = state == 'RETRY' and kept_from_retry or kept_from_all
+  if not (type(before) == 'string' and kept[state_of(before)]) then
     if keep_ms == '0' then
       redis.call('SET', key, meta)
     else

@@ -12,15 +12,16 @@ class Memory:
     """The latest state of each task, as long as it is kept."""
 
     def __init__(self) -> None:
-        self._metas: dict[str, tuple[bytes, bool, float]] = {}  # meta, whether it is a SUCCESS, kept until
+        self._metas: dict[str, tuple[bytes, str, float]] = {}  # meta, its state, kept until
         self._read: OrderedDict[str, None] = OrderedDict()
 
-    def put(self, task_id: str, meta: bytes, is_success: bool, keep_s: float | None) -> None:
-        """Note a state. A SUCCESS is replaced by no other state."""
+    def put(self, task_id: str, meta: bytes, state: str, keep_s: float | None) -> None:
+        """Note a state. A SUCCESS is replaced by no other state, a final state by no RETRY."""
         known = self._metas.get(task_id)
-        if known is not None and known[1] and not is_success and known[2] > time.monotonic():
-            return
-        self._metas[task_id] = meta, is_success, time.monotonic() + keep_s if keep_s else float("inf")
+        if known is not None and state != "SUCCESS" and known[2] > time.monotonic():
+            if known[1] == "SUCCESS" or (state == "RETRY" and known[1] in ("FAILURE", "REVOKED")):
+                return
+        self._metas[task_id] = meta, state, time.monotonic() + keep_s if keep_s else float("inf")
 
     def get(self, task_id: str) -> bytes | None:
         """The latest state of a task."""

@@ -196,9 +196,9 @@ class Replies:
         found = _state(received)
         if found is None:
             return  # no answer to anything: whoever wrote it, nobody waits for it
-        task_id, is_success, keep_s = found
+        task_id, state, keep_s = found
         with self._changed:
-            self._memory.put(task_id, received.body, is_success, keep_s)
+            self._memory.put(task_id, received.body, state, keep_s)
             self._changed.notify_all()
 
     def _acknowledge(self, link: Link) -> None:
@@ -212,8 +212,8 @@ class Replies:
             link.close()
 
 
-def _state(received: Received) -> tuple[str, bool, float | None] | None:
-    """Task, whether it is a SUCCESS, and seconds to keep it; None when it is no task meta."""
+def _state(received: Received) -> tuple[str, str, float | None] | None:
+    """Task, its state, and seconds to keep it; None when it is no task meta."""
     try:
         properties, _ = read_properties(received.header)
         meta = json.loads(received.body)
@@ -222,6 +222,6 @@ def _state(received: Received) -> tuple[str, bool, float | None] | None:
         keep_s = int(expiration) / 1000 if expiration else None
         if not isinstance(task_id, str):
             return None
-        return task_id, meta.get("status") == "SUCCESS", keep_s
+        return task_id, str(meta.get("status")), keep_s
     except (BadTable, ValueError, AttributeError, RecursionError):
         return None

@@ -34,7 +34,10 @@ STORE = """
     INSERT INTO kw_result (task_id, state, payload, expires_at) VALUES (?, ?, ?, ?)
     ON CONFLICT (task_id) DO UPDATE
     SET state = excluded.state, payload = excluded.payload, expires_at = excluded.expires_at
-    WHERE state <> 'SUCCESS' OR excluded.state = 'SUCCESS' OR kw_result.expires_at <= ?"""
+    WHERE excluded.state = 'SUCCESS'
+        OR state NOT IN ('SUCCESS', 'FAILURE', 'REVOKED')
+        OR (excluded.state <> 'RETRY' AND state <> 'SUCCESS')
+        OR kw_result.expires_at <= ?"""
 FETCH = "SELECT payload FROM kw_result WHERE task_id = ? AND (expires_at IS NULL OR expires_at > ?)"
 FORGET = "DELETE FROM kw_result WHERE task_id = ?"
 EXPIRE = """
@@ -72,7 +75,8 @@ class SqliteResults:
         self._next_expiry = 0.0  # time.monotonic()
 
     def store(self, results: Sequence[Result]) -> None:
-        """Store all in one transaction. A stored SUCCESS is never replaced by another state, unless it had expired."""
+        """Store all in one transaction. A stored SUCCESS is never replaced by another state, no final
+        state by a RETRY, unless it had expired."""
         if not results:
             return
         now = time.time()
