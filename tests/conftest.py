@@ -16,6 +16,9 @@ DEAR = ("proof", "victim", "flower", "ear", "site")
 SHARED = ("rabbitmq_server", "wheels")
 """Fixtures of the whole session that take seconds to make."""
 
+ON_RABBITMQ = ("amqp", "classic", "quorum")
+"""Parameters of tests that ask for that server while they run."""
+
 RunKw = Callable[..., WorkerProcess]
 """`kw(*arguments, ready=True, env={})`: start `kw` with these arguments in `tmp_path`; with `ready`, wait for the line
 that says so."""
@@ -27,13 +30,14 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     if not hasattr(item.config.option, "loadgroup"):  # set where tests run side by side
         return
     names = getattr(item, "fixturenames", ())
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
     group = ""
     if shared := next((name for name in SHARED if name in names), ""):
         group = shared
+    elif any(each in ON_RABBITMQ for each in parameters.values() if isinstance(each, str)):
+        group = SHARED[0]
     elif dear := next((name for name in DEAR if name in names), ""):
-        parameters = getattr(item, "callspec", None)
-        which = parameters.params.get(dear, "") if parameters else ""
-        group = SHARED[0] if which == "amqp" else f"{item.nodeid.partition('::')[0]} {which}"
+        group = f"{item.nodeid.partition('::')[0]} {parameters.get(dear, '')}"
     if group:
         item.add_marker(pytest.mark.xdist_group(group))
         # pytest-xdist 3.8 hands the group on in an attribute that pytest 9.2 does not read any more: without this, each

@@ -728,9 +728,11 @@ def test_what_the_broker_says_is_lost_is_told_before_the_lease_counts_again() ->
     assert order[order.index("lost") :][:2] == ["lost", "renewed"]
 
 
-@pytest.mark.parametrize("away_s", [0.0, 0.5])
-def test_where_the_broker_cannot_tell_all_is_lost_with_the_lease_and_nothing_before(away_s: float) -> None:
-    host, broker = _leased(None)
+@pytest.mark.parametrize(("away_s", "lease_s"), [(0.0, 6.0), (0.5, 0.3)])
+def test_where_the_broker_cannot_tell_all_is_lost_with_the_lease_and_nothing_before(
+    away_s: float, lease_s: float
+) -> None:
+    host, broker = _leased(None, lease_s)
 
     broker.go_away()
     begun = time.monotonic()

@@ -8,7 +8,7 @@ library when it connects.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
@@ -371,6 +371,29 @@ class Mailbox(Protocol):
 
 
 # --------------------------------------------------------------------------- results
+
+
+@runtime_checkable
+class RevokeStore(Protocol):
+    """Revokes that the broker keeps, so that they hold for workers that start later. Entry-point group
+    `kernel_worker.revokes`, by URL scheme. Needs no worker: implementations do not import `kernel_worker`. One thread.
+
+    Built as `RevokeStore(url: str, options: Mapping)` with `broker_transport_options`; opens nothing. Raises the builtin
+    `ConnectionError` when the broker is away or refuses. Keeps the newest 50,000 ids; those that have expired for a
+    year, as a parked task may be due later than its revoke ends.
+    """
+
+    takes_copies: bool
+    """Whether workers write down what they hear as well: where the same id twice is one entry."""
+
+    def add(self, ids: Iterable[str], until: float) -> None:
+        """Keep ids until that unix time."""
+
+    def read(self) -> list[tuple[str, float]]:
+        """All that are kept, oldest first."""
+
+    def close(self) -> None:
+        """Close the connection. Idempotent; it is opened again when it is needed."""
 
 
 @runtime_checkable

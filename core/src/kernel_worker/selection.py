@@ -17,7 +17,7 @@ from .nearest import nearest
 if TYPE_CHECKING:
     from importlib.metadata import Distribution, EntryPoint
 
-KINDS = ("plugins", "executor", "pools", "brokers", "publishers", "mailboxes", "results", "apps", "control")
+KINDS = ("plugins", "executor", "pools", "brokers", "publishers", "mailboxes", "revokes", "results", "apps", "control")
 """The entry-point groups are named `kernel_worker.<kind>`."""
 
 INSTALL_ALL = "pip install kernel-worker"
@@ -30,18 +30,14 @@ _PUBLISHED: Mapping[str, Mapping[str, str]] = {
         **dict.fromkeys(("amqps", "pyamqp"), "kernel-broker-amqp"),
         "sqs": "'kernel-broker-kombu[sqs]'",
         **dict.fromkeys(
-            ("filesystem", "memory", "gcpubsub", "azureservicebus", "azurestoragequeues", "confluentkafka", "kafka"),
-            "kernel-broker-kombu",
-        ),
-        **dict.fromkeys(
-            ("mongodb", "zookeeper", "pyro", "etcd", "qpid", "consul", "pgmq", "slmq", "sqla", "sqlalchemy"),
+            "filesystem memory gcpubsub azureservicebus azurestoragequeues confluentkafka kafka mongodb zookeeper pyro etcd "
+            "qpid consul pgmq slmq sqla sqlalchemy".split(),
             "kernel-broker-kombu",
         ),
     },
     "results": {
-        "redis": "kernel-result-redis",
         "rediss": "kernel-result-redis",
-        "sqlite": "kernel-result-sqlite",
+        **{name: f"kernel-result-{name}" for name in ("redis", "sqlite", "rpc")},
     },
     "apps": {"native": "kernel-app", "celery": "kernel-app-celery"},
     "plugins": {
@@ -58,15 +54,13 @@ _WORDS = {
     "brokers": "broker",
     "publishers": "publisher",
     "mailboxes": "mailbox",
+    "revokes": "store of revokes",
     "results": "result backend",
     "apps": "application loader",
     "control": "control command",
 }
-_SINGULAR = {
-    "pools": "pool",
-    **dict.fromkeys(("brokers", "publishers", "mailboxes"), "broker"),
-    "results": "result",
-    "apps": "app",
+_SINGULAR = dict.fromkeys(("brokers", "publishers", "mailboxes", "revokes"), "broker") | {
+    kind: kind[:-1] for kind in ("pools", "results", "apps")
 }
 
 
@@ -120,6 +114,7 @@ class Selection:
     brokers: Mapping[str, Entry]
     publishers: Mapping[str, Entry]
     mailboxes: Mapping[str, Entry]
+    revokes: Mapping[str, Entry]
     results: Mapping[str, Entry]
     apps: Mapping[str, Entry]
     control: Mapping[str, Entry]

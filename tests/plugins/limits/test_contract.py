@@ -12,6 +12,7 @@ import pytest
 from kernel_limits.options import LimitsOptions
 from kernel_limits.step import LimitsStep
 from kernel_worker import Secret
+from kernel_worker.registry import Registry
 from kernel_worker.testing import Stage, StepContract
 
 
@@ -31,6 +32,7 @@ class TestLimitsStep(StepContract):
             dispatcher=None,
             node="w@here",
             operations=SimpleNamespace(),
+            selection=Registry.discover().select(),
         )
         config: Any = SimpleNamespace(section=lambda name: LimitsOptions(statedb=str(tmp_path / "state")))
         with Stage(apis={"pool": None}, config=config, worker=worker) as stage:

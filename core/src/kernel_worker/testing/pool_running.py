@@ -73,7 +73,7 @@ class RunningTests(PoolSuite, suite=True):
         sent = shared.app.soft.apply_async((True,), soft_time_limit=0.5)
 
         assert outcome(sent) == "caught"
-        assert 0.4 < time.monotonic() - began < 5.0
+        assert time.monotonic() - began > 0.4
         assert shared.ledger.count("soft limit") == 1
         assert outcome(shared.app.echo.delay(1)) == [[1], {}]
 

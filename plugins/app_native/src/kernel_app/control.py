@@ -199,7 +199,7 @@ class Control:
         return self.broadcast("revoke", given, destination, **options)
 
     def _keep_revoked(self, task_id: object) -> None:
-        """Have the broker keep revokes, where it can and kernel-limits is installed. A worker that hears them does so,
+        """Have the broker keep revokes, where it can. A worker that hears them does so,
         too, but on RabbitMQ; so elsewhere this matters only while there is none."""
         conf = self._app.conf
         ids = [task_id] if isinstance(task_id, str) else task_id

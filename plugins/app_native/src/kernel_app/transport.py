@@ -23,7 +23,7 @@ PUBLISHERS, RESULTS = "kernel_worker.publishers", "kernel_worker.results"
 MAILBOXES = "kernel_worker.mailboxes"
 REVOKES = "kernel_worker.revokes"
 _INSTALL = {
-    REVOKES: "kernel-limits: ",
+    REVOKES: "kernel-broker-",
     PUBLISHERS: "kernel-broker-",
     MAILBOXES: "kernel-broker-",
     RESULTS: "kernel-result-",

@@ -12,6 +12,7 @@ import select
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -38,6 +39,8 @@ class Link:
         self.reading = threading.Lock()
         self._connection = connection  # keeps the socket open
         self._socket: Any = connection.transport.sock
+        # One that nobody holds any more is closed, as when an application is dropped without `close`.
+        weakref.finalize(self, self._socket.close).atexit = False
         self._is_tls = hasattr(self._socket, "pending")
         self._parser = wire.Parser(bytes(getattr(connection.transport, "_read_buffer", b"")))
         self._writing = threading.Lock()

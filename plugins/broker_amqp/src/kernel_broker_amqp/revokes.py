@@ -3,7 +3,7 @@
     stream kw.revoked      {"until": unix time, "ids": [...]}, one after the other; {"mark": id} of who reads
 
 A stream, because reading takes nothing out of it. It is made when the first revoke is kept, and bounded in bytes. A reader
-adds a mark of its own and reads from the beginning until it meets it. See `kernel_limits.shared.SharedRevokes`.
+adds a mark of its own and reads from the beginning until it meets it.
 
 Facts: RabbitMQ 3.9 and newer, documentation of streams: x-queue-type, x-max-length-bytes, x-stream-max-segment-size-bytes;
 a consumer needs a prefetch count, acknowledges, and begins at x-stream-offset.
@@ -41,7 +41,7 @@ _ARGUMENTS = {
 
 
 class AmqpRevokes:
-    """See `SharedRevokes`.
+    """See `kernel_worker.drivers.RevokeStore`.
 
     :param url: amqp://, pyamqp:// or amqps://, or several.
     :param options: `broker_transport_options`.

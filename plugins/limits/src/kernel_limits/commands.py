@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kernel_worker import Permission, control_command
+from kernel_worker.control import Pending
 
 from .plugin import limits_of
 from .revokes import stamps_of
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+Reply = dict[str, str] | Pending
 SHOWN_IDS = 20
 """Ids named in a line of the log."""
 
@@ -23,27 +25,26 @@ SHOWN_IDS = 20
 @control_command(
     permission=Permission.OPERATE, args={"task_id": object, "terminate": object, "signal": object}, variadic="task_id"
 )
-def revoke(
-    context: ControlContext, task_id: Any, terminate: object = False, signal: str | int | None = None
-) -> dict[str, str]:
+def revoke(context: ControlContext, task_id: Any, terminate: object = False, signal: str | int | None = None) -> Reply:
     """Do not start tasks with these ids; with terminate=True, end those that run."""
     return _revoke(context, _ids(task_id), bool(terminate), signal)
 
 
-def _revoke(context: ControlContext, ids: Sequence[str], terminate: bool, signal: str | int | None) -> dict[str, str]:
-    limits_of(context.worker).revoke(ids)
+def _revoke(context: ControlContext, ids: Sequence[str], terminate: bool, signal: str | int | None) -> Reply:
+    limits = limits_of(context.worker)
+    limits.revoke(ids)
     if not terminate:
         log.info("Tasks flagged as revoked: %s", _shown(ids), extra={"action": "revoke"})
-        return {"ok": f"tasks {set(ids) or '{}'} flagged as revoked"}
+        return limits.when_kept({"ok": f"tasks {set(ids) or '{}'} flagged as revoked"})
     ended = [each for each in ids if context.operations.terminate(each, signal)]
     if not ended:
-        return {"ok": "terminate: tasks unknown"}
+        return limits.when_kept({"ok": "terminate: tasks unknown"})
     log.info("Terminating %s", _shown(ended), extra={"action": "terminate"})
-    return {"ok": f"terminate: {', '.join(ended)}"}
+    return limits.when_kept({"ok": f"terminate: {', '.join(ended)}"})
 
 
 @control_command(permission=Permission.OPERATE, args={"signal": object, "task_id": object}, variadic="task_id")
-def terminate(context: ControlContext, signal: str | int | None, task_id: Any) -> dict[str, str]:
+def terminate(context: ControlContext, signal: str | int | None, task_id: Any) -> Reply:
     """End running tasks with these ids."""
     return _revoke(context, _ids(task_id), True, signal)
 
@@ -53,12 +54,13 @@ def terminate(context: ControlContext, signal: str | int | None, task_id: Any) -
 )
 def revoke_by_stamped_headers(
     context: ControlContext, headers: Any, terminate: object = False, signal: str | int | None = None
-) -> dict[str, str]:
+) -> Reply:
     """Do not start tasks with these stamps (header=value); with terminate=True, end those that run."""
     wanted = _stamps(headers)
-    limits_of(context.worker).revoke_stamps(wanted)
+    limits = limits_of(context.worker)
+    limits.revoke_stamps(wanted)
     if not terminate:
-        return {"ok": f"headers {headers} flagged as revoked, but not terminated"}
+        return limits.when_kept({"ok": f"headers {headers} flagged as revoked, but not terminated"})
     searched = {(header, str(value)) for header, values in wanted.items() for value in values}
     ended: dict[str, set[str]] = {}
     for request in list(context.worker.dispatcher.in_flight.values()):
@@ -66,7 +68,7 @@ def revoke_by_stamped_headers(
         if matching and context.operations.terminate(request.id, signal):
             for header, value in matching:
                 ended.setdefault(header, set()).add(value)
-    return {"ok": f"headers {ended} revoked" if ended else f"headers {headers} were not terminated"}
+    return limits.when_kept({"ok": f"headers {ended} revoked" if ended else f"headers {headers} were not terminated"})
 
 
 @control_command(aliases=("dump_revoked",))

@@ -16,7 +16,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .shared import SharedRevokes
+    from kernel_worker.drivers import RevokeStore
+
     from .statedb import Record, StateFile
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ class Keeper:
     def __init__(
         self,
         file: StateFile | None,
-        stores: Sequence[SharedRevokes],
+        stores: Sequence[RevokeStore],
         everything: Callable[[], list[Record]],
         on_read: Callable[[Found | None], None],
     ) -> None:
@@ -47,13 +48,19 @@ class Keeper:
         self._stores = deque(stores)
         self._everything = everything
         self._on_read = on_read
-        self._jobs: queue.SimpleQueue[list[Record] | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[list[Record] | Callable[[], object] | None] = queue.SimpleQueue()
+        self._waiting: list[Callable[[], object]] = []
         self._must_read = bool(stores)
         self._unwritten: list[Record] = []
         self._unshared: list[Record] = []
         self._ending = threading.Event()
         self._complained: dict[str, float] = {}
         self._thread = threading.Thread(target=self._run, name="kw-limits", daemon=True)
+
+    @property
+    def has_file(self) -> bool:
+        """Whether there is a `--statedb`."""
+        return self._file is not None
 
     @property
     def is_needed(self) -> bool:
@@ -69,6 +76,10 @@ class Keeper:
         """Write these down, soon."""
         if self.is_needed:
             self._jobs.put(records)
+
+    def when_written(self, callback: Callable[[], object]) -> None:
+        """Call this, on the keeper's thread, when what was to be kept so far is in the file, or could not be written."""
+        self._jobs.put(callback)
 
     def refresh(self) -> None:
         """Read what the broker has again: broadcasts may have been missed."""
@@ -88,7 +99,9 @@ class Keeper:
     def _run(self) -> None:
         pause_s = RETRY_S[0]
         while True:
-            is_done = self._write() & self._share()
+            is_written = self._write()
+            self._tell()
+            is_done = is_written & self._share()
             if self._ending.is_set() and self._jobs.empty():
                 break
             if is_done:
@@ -108,7 +121,9 @@ class Keeper:
         try:
             job = self._jobs.get() if timeout is None else self._jobs.get_nowait()
             while True:
-                if job:
+                if callable(job):
+                    self._waiting.append(job)
+                elif job:
                     if self._file is not None:
                         self._unwritten += job
                     if self._stores:
@@ -116,6 +131,11 @@ class Keeper:
                 job = self._jobs.get_nowait()
         except queue.Empty:
             pass
+
+    def _tell(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for callback in waiting:
+            callback()
 
     def _write(self) -> bool:
         if self._file is None or not self._unwritten:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from kernel_worker.control import Pending
 from kernel_worker.drivers import Permission
 from kernel_worker.types import OutcomeKind, Settlement, Verdict
 
@@ -19,11 +20,11 @@ from .rates import RateLimit, parse_rate
 from .revokes import Revokes
 
 if TYPE_CHECKING:
+    from kernel_worker.drivers import RevokeStore
     from kernel_worker.request import Request
     from kernel_worker.worker import Worker
 
     from .options import LimitsOptions
-    from .shared import SharedRevokes
     from .statedb import Record, StateFile
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ SHOWN_IDS = 50
 class Limits:
     """Revokes and rate limits of one worker."""
 
-    def __init__(self, worker: Worker, options: LimitsOptions, stores: Sequence[SharedRevokes]) -> None:
+    def __init__(self, worker: Worker, options: LimitsOptions, stores: Sequence[RevokeStore]) -> None:
         self._worker = worker
         self._options = options
         self.revokes = Revokes(options.revokes_max, options.revoke_expires)
@@ -103,6 +104,14 @@ class Limits:
         until = now + self.revokes.expires_s
         self.keeper.keep([((header, str(value)), until) for header, values in headers.items() for value in values])
         self._sweep()
+
+    def when_kept(self, reply: dict[str, str]) -> dict[str, str] | Pending:
+        """The reply to a revoke: with `--statedb` it comes when the file has it, so that whoever reads it can rely on it."""
+        if not self.keeper.has_file:
+            return reply
+        pending = Pending()
+        self.keeper.when_written(lambda: self._worker.loop.post(pending.done, reply))
+        return pending
 
     def merge(self, ids: Iterable[str]) -> None:
         """Take over what a peer has revoked: no more of it than there is room for, and nothing that is no id."""

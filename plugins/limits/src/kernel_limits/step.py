@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from kernel_worker.steps import Bootstep
 
 if TYPE_CHECKING:
+    from kernel_worker.drivers import RevokeStore
+    from kernel_worker.selection import Selection
     from kernel_worker.worker import StepContext
 
     from .limits import Limits
@@ -29,13 +32,11 @@ class LimitsStep(Bootstep):
 
     def start(self, ctx: StepContext) -> Limits:
         from .limits import Limits  # late: composing a worker does without
-        from .shared import open_shared
 
         options: LimitsOptions = ctx.config.section("limits")
         worker = ctx.worker
         transport = worker.app.settings.get("broker_transport_options") or {}
-        urls = worker.broker_url.reveal().split(";")
-        stores = [store for url in urls if (store := open_shared(url, transport))]
+        stores = list(_stores(worker.selection, worker.broker_url.reveal().split(";"), transport))
         self._limits = limits = Limits(worker, options, stores)
         limits.adopt_rates()
         worker.operations.revoked_ids = limits.revoked_ids
@@ -49,3 +50,14 @@ class LimitsStep(Bootstep):
 
     def terminate(self, ctx: StepContext) -> None:
         self.stop(ctx, time.monotonic())
+
+
+def _stores(selection: Selection, urls: Iterable[str], options: Mapping[str, Any]) -> Iterator[RevokeStore]:
+    """Where the broker keeps revokes, for each of its URLs that can."""
+    import importlib
+
+    for url in urls:
+        entry = selection.revokes.get(url.partition("://")[0].lower())
+        if entry is not None:
+            module, _, attribute = entry.target.partition(":")
+            yield getattr(importlib.import_module(module), attribute)(url, options)

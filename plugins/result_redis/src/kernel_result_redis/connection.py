@@ -13,6 +13,7 @@ import re
 import select
 import socket
 import time
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -32,10 +33,23 @@ pack: Callable[[tuple[Any, ...]], bytes] = hiredis.pack_command
 class Connection:
     """An open connection. Made by `Connection.open`.
 
-    `pushes` collects what the server sent unasked: invalidations, messages of subscribed channels.
+    `pushes` collects what the server sent unasked: invalidations, messages of subscribed channels. One that nobody holds
+    any more is closed, as when an application is dropped without `close`.
     """
 
-    __slots__ = ("_buffer", "_poll", "_reader", "_sock", "is_replica", "pushes", "server", "software", "version")
+    __slots__ = (
+        "__weakref__",
+        "_buffer",
+        "_dropped",
+        "_poll",
+        "_reader",
+        "_sock",
+        "is_replica",
+        "pushes",
+        "server",
+        "software",
+        "version",
+    )
 
     def __init__(self, server: Server, sock: socket.socket) -> None:
         self.server = server
@@ -44,6 +58,8 @@ class Connection:
         self.software = ""
         self.is_replica = False
         self._sock: socket.socket | None = sock
+        self._dropped = weakref.finalize(self, sock.close)
+        self._dropped.atexit = False
         self._reader = hiredis.Reader(replyError=ReplyError, notEnoughData=_MORE)
         self._buffer = bytearray(_BUFFER)
         self._poll = _poll_of(sock)
@@ -261,9 +277,8 @@ class Connection:
 
     def close(self) -> None:
         """Close the socket; in a forked child this does not disturb the parent's connection. Idempotent."""
-        sock, self._sock = self._sock, None
-        if sock is not None:
-            sock.close()
+        self._sock = None
+        self._dropped()
 
 
 def _poll_of(sock: socket.socket) -> select.poll | None:

@@ -18,9 +18,9 @@ class Memory:
     def put(self, task_id: str, meta: bytes, state: str, keep_s: float | None) -> None:
         """Note a state. A SUCCESS is replaced by no other state, a final state by no RETRY."""
         known = self._metas.get(task_id)
-        if known is not None and state != "SUCCESS" and known[2] > time.monotonic():
-            if known[1] == "SUCCESS" or (state == "RETRY" and known[1] in ("FAILURE", "REVOKED")):
-                return
+        kept = ("SUCCESS", "FAILURE", "REVOKED") if state == "RETRY" else ("SUCCESS",)
+        if known is not None and state != "SUCCESS" and known[1] in kept and known[2] > time.monotonic():
+            return
         self._metas[task_id] = meta, state, time.monotonic() + keep_s if keep_s else float("inf")
 
     def get(self, task_id: str) -> bytes | None:

@@ -29,12 +29,13 @@ class @Name@Results:
         self._folder = Path(url.partition("://")[2].removeprefix("/"))
 
     def store(self, results: Sequence[Any]) -> None:
-        """Store all; a SUCCESS that is stored already is never replaced by another state."""
+        """Store all; a stored SUCCESS is never replaced by another state, nor any end by a RETRY."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             for result in results:
                 path = self._path(result.task_id)
-                if result.state != "SUCCESS" and self._holds_success(path):
+                ends = ("SUCCESS", "FAILURE", "REVOKED") if result.state == "RETRY" else ("SUCCESS",)
+                if result.state != "SUCCESS" and self._state_in(path) in ends:
                     continue
                 # Readers see the old file or the new one, never half of it.
                 fresh = path.with_suffix(f".{uuid.uuid4().hex}")
@@ -80,8 +81,8 @@ class @Name@Results:
         # An id may be longer than a file name, and must not leave the folder.
         return self._folder / f"{hashlib.sha256(task_id.encode()).hexdigest()}.json"
 
-    def _holds_success(self, path: Path) -> bool:
+    def _state_in(self, path: Path) -> str:
         try:
-            return path.stat().st_mtime >= time.time() and json.loads(path.read_bytes())["status"] == "SUCCESS"
+            return json.loads(path.read_bytes())["status"] if path.stat().st_mtime >= time.time() else ""
         except (FileNotFoundError, ValueError):
-            return False
+            return ""

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import amqp
 import pytest
 
-from kernel_broker_amqp import revokes as amqp_revokes
+import kernel_broker_amqp.revokes
+import kernel_broker_redis.revokes
+import kernel_broker_sqlite.revokes
 from kernel_broker_amqp.revokes import STREAM
-from kernel_limits import shared
+from kernel_broker_redis.revokes import RedisRevokes
 from kernel_limits.revokes import KEPT_S
-from kernel_limits.shared import SharedRevokes, open_shared
+from kernel_worker.drivers import RevokeStore
+from kernel_worker.registry import Registry
 from tests.servers import RedisServer, free_port
 
 
@@ -31,16 +34,15 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def pair(url: str) -> Iterator[tuple[SharedRevokes, SharedRevokes]]:
-    one, two = open_shared(url, {}), open_shared(url, {})
-    assert one is not None
-    assert two is not None
+def pair(url: str) -> Iterator[tuple[RevokeStore, RevokeStore]]:
+    kind: Callable[..., RevokeStore] = Registry.discover().select().revokes[url.partition("://")[0]].point.load()
+    one, two = kind(url, {}), kind(url, {})
     yield one, two
     one.close()
     two.close()
 
 
-Pair = tuple[SharedRevokes, SharedRevokes]
+Pair = tuple[RevokeStore, RevokeStore]
 
 
 def test_what_one_adds_the_other_reads_oldest_first(pair: Pair) -> None:
@@ -75,7 +77,7 @@ def test_adding_again_prolongs(pair: Pair) -> None:
 
 
 def test_only_the_newest_are_kept(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (shared, amqp_revokes):
+    for module in (kernel_broker_redis.revokes, kernel_broker_sqlite.revokes, kernel_broker_amqp.revokes):
         monkeypatch.setattr(module, "KEPT", 10)
     one, two = pair
     until = time.time() + 100
@@ -95,8 +97,7 @@ def test_thousands_at_once(pair: Pair) -> None:
 
 
 def test_broker_that_is_away_is_a_connection_error_without_the_password() -> None:
-    away = open_shared(f"redis://:geheim@127.0.0.1:{free_port()}/0", {})
-    assert away is not None
+    away = RedisRevokes(f"redis://:geheim@127.0.0.1:{free_port()}/0", {})
 
     with pytest.raises(ConnectionError) as caught:
         away.read()
@@ -105,8 +106,7 @@ def test_broker_that_is_away_is_a_connection_error_without_the_password() -> Non
 
 
 def test_key_has_the_prefix_of_the_transport(redis_server: RedisServer, redis_url: str) -> None:
-    one = open_shared(redis_url, {"global_keyprefix": "mine:"})
-    assert one is not None
+    one = RedisRevokes(redis_url, {"global_keyprefix": "mine:"})
 
     one.add(["a"], time.time() + 100)
     one.close()
@@ -114,6 +114,7 @@ def test_key_has_the_prefix_of_the_transport(redis_server: RedisServer, redis_ur
     assert redis_server.command("EXISTS mine:kw.revoked") == ":1"
 
 
-@pytest.mark.parametrize("url", ["filesystem://", "memory://", "sqs://"])
-def test_other_brokers_keep_none(url: str) -> None:
-    assert open_shared(url, {}) is None
+@pytest.mark.parametrize("scheme", ["filesystem", "memory", "sqs"])
+def test_other_brokers_keep_none(scheme: str) -> None:
+    assert scheme in Registry.discover().select().brokers
+    assert scheme not in Registry.discover().select().revokes
