@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from . import memory
 from .bus import Bus, Kind
 from .hard_limits import CANCEL_GRACE_S, HardLimits
 from .loop import Loop, Timer
@@ -726,6 +727,8 @@ class Dispatcher:
         self._ticking = not self.closing and (self.held > 0 or self._prefetch.rate > 1.0)
         if self._ticking:
             self.loop.call_later(TICK_S, self._tick)
+        elif not self.closing:
+            memory.give_back()
 
     def _give_up(self, count: int) -> None:
         """Tasks became longer: what we hold too much belongs to other workers."""
@@ -792,15 +795,12 @@ _ENDS = {
 
 _EVENTS = {
     OutcomeKind.SUCCESS: Kind.SUCCEEDED,
-    OutcomeKind.FAILURE: Kind.FAILED,
+    **dict.fromkeys((OutcomeKind.FAILURE, OutcomeKind.LOST, OutcomeKind.TIMEOUT), Kind.FAILED),
     OutcomeKind.RETRY: Kind.RETRIED,
     OutcomeKind.REJECT: Kind.REJECTED,
     OutcomeKind.EXPIRED: Kind.EXPIRED,
     OutcomeKind.REVOKED: Kind.REVOKED,
-    OutcomeKind.LOST: Kind.FAILED,
-    OutcomeKind.TIMEOUT: Kind.FAILED,
-    OutcomeKind.INVALID: Kind.DEAD,
-    OutcomeKind.UNKNOWN: Kind.DEAD,
+    **dict.fromkeys((OutcomeKind.INVALID, OutcomeKind.UNKNOWN), Kind.DEAD),
 }
 
 

@@ -30,16 +30,7 @@ from .minder import Minder
 from .process_state import ProcessState, watch
 from .reporting import ASK_AGAIN_S, Reports
 from .types import Job, Outcome, OutcomeKind
-from .wire import (
-    CONCLUDE_HEAD,
-    FLAG_PAYLOAD,
-    FLAG_REDELIVERED,
-    RUN_HEAD,
-    Channel,
-    ChannelClosed,
-    Frame,
-    pack_json,
-)
+from .wire import CONCLUDE_HEAD, FLAG_PAYLOAD, FLAG_REDELIVERED, RUN_HEAD, Channel, ChannelClosed, Frame, pack_json
 
 log = logging.getLogger("kernel_worker.executor")
 

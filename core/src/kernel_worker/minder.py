@@ -13,6 +13,7 @@ import time
 from os import pipe, read, set_blocking, write  # these, whatever is put in their place later
 from typing import TYPE_CHECKING
 
+from . import memory
 from .interrupting import INSIST_S
 from .wire import ChannelClosed
 
@@ -77,6 +78,8 @@ class Minder:
             if executor.is_busy or executor.reports.ended:
                 idle_since = now
             if now - idle_since > MINDER_IDLE_S:
+                if executor.begun_at:
+                    memory.give_back()
                 self._sleep_until_woken()
                 idle_since = time.monotonic()
                 continue
