@@ -15,12 +15,10 @@ HASHES = 2_000
 NOOPS = 10_000
 
 
-def _rate(bench: Bench, system: System, number: int, work: str, lead_s: float) -> float:
-    """Tasks per second from the start of the first one, `lead_s` before its stamp, to the end of the last one."""
+def _rate(bench: Bench, system: System, number: int, work: str) -> float:
     bench.fill(number)
     with running(system, bench.environment(work=work), bench.folder) as worker:
-        times = worker.wait_done(number, within_s=30 + number / 300)
-        return number / ((times[-1] - times[0]) / 1e9 + lead_s)
+        return stamps.middle_rate(worker.wait_done(number, within_s=30 + number / 300))
 
 
 def naps(pool: str, slots: int, work: str = "nap", systems: tuple[System, ...] = (KW, CELERY)) -> Scenario:
@@ -28,7 +26,7 @@ def naps(pool: str, slots: int, work: str = "nap", systems: tuple[System, ...] =
     label = f"{NAPS:,} sleeps of 100 ms, {pool} -c {slots} (ideal {slots / NAP_S:,.0f})"
 
     def measure(bench: Bench, system: System) -> float:
-        return _rate(bench, on_pool(system, pool, slots), NAPS, work, NAP_S)
+        return _rate(bench, on_pool(system, pool, slots), NAPS, work)
 
     return Scenario("pools", label, "tasks/s", measure, systems=systems)
 
@@ -46,9 +44,7 @@ def noops(pool: str, slots: int) -> Scenario:
 
 def hashing(bench: Bench, system: System) -> float:
     """Tasks that compute for 5 ms each."""
-    bench.fill(HASHES)
-    with running(system, bench.environment(work="hash"), bench.folder) as worker:
-        return stamps.middle_rate(worker.wait_done(HASHES, within_s=60))
+    return _rate(bench, system, HASHES, "hash")
 
 
 def memory(pool: str, slots: int) -> Scenario:

@@ -19,7 +19,7 @@ from .bus import Bus, Kind
 from .hard_limits import CANCEL_GRACE_S, HardLimits
 from .loop import Loop, Timer
 from .prefetch import Prefetch
-from .request import HORIZON_S, InvalidMessage, Request, printable, read_request
+from .request import HORIZON_S, UNKNOWN_S, InvalidMessage, Request, printable, read_request
 from .settle import decide
 from .supervisor import Handle, Supervisor
 from .suspects import Suspects, Suspicion
@@ -267,7 +267,7 @@ class Dispatcher:
 
     def _request(self, delivery: Delivery) -> Request:
         request = read_request(delivery, self._tasks, *self._limits)
-        request.cost = self._costs.get(request.task, HORIZON_S)
+        request.cost = self._costs.get(request.task, UNKNOWN_S)
         return request
 
     # -- through: assignment
@@ -291,7 +291,7 @@ class Dispatcher:
             # Whoever may not use all its slots gets nothing to wait at them: its runtime would begin it at once.
             while ready and share and handle.limit == handle.slots and _depth(handle) < MAX_DEPTH * handle.slots:
                 request = ready[0]
-                if handle.backlog_s + request.cost > HORIZON_S * handle.slots or not request.info.acks_late:
+                if _waits_s(handle, request) > HORIZON_S or not request.info.acks_late:
                     break
                 self._give(handle, ready.popleft())
                 share -= 1
@@ -819,6 +819,15 @@ def _log_end(request: Request, outcome: Outcome, reason: str) -> None:
 def _is_serving(handle: Handle) -> bool:
     """Whether it takes work. One that keeps as many unstored ends as it may gives back what it is given."""
     return handle.up and not handle.retiring and len(handle.unstored) < MAX_UNSTORED
+
+
+def _waits_s(handle: Handle, request: Request) -> float:
+    """How long a request would wait for a slot: with one, for the end of all that is there; with several, for as many
+    ends as wait before it."""
+    if handle.slots == 1:
+        return handle.backlog_s + request.cost
+    depth = _depth(handle)
+    return (depth - handle.limit + 1) * max(request.cost, handle.backlog_s / max(1, depth)) / handle.slots
 
 
 def _depth(handle: Handle) -> int:

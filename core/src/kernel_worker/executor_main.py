@@ -6,6 +6,7 @@ Runs on the main thread of an executor process (or, for inline pools, of the wor
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -118,6 +119,11 @@ def main(channel: Channel, board: Board) -> int:
     except BaseException as error:
         channel.send(failed_frame(error))
         return 1
+    # What is loaded stays. And as many requests as there are slots are alive at once: who looks for garbage among them
+    # after each 700 objects finds none.
+    gc.freeze()
+    young, *older = gc.get_threshold()
+    gc.set_threshold(young and max(young, 10 * board.slots), *older)
     channel.send(loaded_frame(app))
     become_executor(channel, board, runtime, app, hello)
     return 0

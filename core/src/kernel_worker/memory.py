@@ -11,6 +11,4 @@ def give_back() -> None:
     """Takes a few milliseconds. Any thread. Does nothing where the C library is not glibc (`malloc_trim(3)`)."""
     import ctypes  # 1 MB: only for processes that had something to do
 
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    getattr(ctypes.CDLL(None), "malloc_trim", int)(0)

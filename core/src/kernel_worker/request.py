@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from .supervisor import Handle
     from .suspects import Suspicion
 
+UNKNOWN_S = 1.0
+"""A task that nobody has seen end is taken to run for so long: nothing waits behind it."""
 HORIZON_S = 0.03
 """Work given to one slot ahead of time: at most this much, by the run times measured per task."""
 NAME_LIMIT = 255
@@ -34,7 +36,7 @@ class Request:
     soft: float = 0.0
     eta: float = 0.0
     expires: float = 0.0
-    cost: float = HORIZON_S
+    cost: float = UNKNOWN_S
     tag: int = 0
     """Names this run on the wire; given with the slot, so that what one executor gets has rising tags."""
     executor: Handle | None = None

@@ -27,7 +27,8 @@ _PUBLISHED: Mapping[str, Mapping[str, str]] = {
     "brokers": {
         **{name: f"kernel-broker-{name}" for name in ("redis", "amqp", "sqlite")},
         "rediss": "kernel-broker-redis",
-        **dict.fromkeys(("amqps", "pyamqp"), "kernel-broker-amqp"),
+        "amqps": "kernel-broker-amqp",
+        "pyamqp": "kernel-broker-amqp",
         "sqs": "'kernel-broker-kombu[sqs]'",
         **dict.fromkeys(
             "filesystem memory gcpubsub azureservicebus azurestoragequeues confluentkafka kafka mongodb zookeeper pyro etcd "
@@ -35,24 +36,15 @@ _PUBLISHED: Mapping[str, Mapping[str, str]] = {
             "kernel-broker-kombu",
         ),
     },
-    "results": {
-        "rediss": "kernel-result-redis",
-        **{name: f"kernel-result-{name}" for name in ("redis", "sqlite", "rpc")},
-    },
+    "results": {"rediss": "kernel-result-redis"}
+    | {name: f"kernel-result-{name}" for name in ("redis", "sqlite", "rpc")},
     "apps": {"native": "kernel-app", "celery": "kernel-app-celery"},
-    "plugins": {
-        "app": "kernel-app",
-        **{
-            name: f"kernel-{name}" for name in ("control", "events", "autoscale", "recycle", "beat", "limits", "health")
-        },
-    },
+    "plugins": {name: f"kernel-{name}" for name in "app control events autoscale recycle beat limits health".split()},
 }
 """Names the project publishes, and their distributions: only for hints, nothing here is ever imported."""
 
 _WORDS = {
-    "pools": "pool",
-    "brokers": "broker",
-    "publishers": "publisher",
+    **{kind: kind[:-1] for kind in ("pools", "brokers", "publishers")},
     "mailboxes": "mailbox",
     "revokes": "store of revokes",
     "results": "result backend",

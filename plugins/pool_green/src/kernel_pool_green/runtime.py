@@ -31,7 +31,7 @@ TURN_S = 0.005
 """How long jobs that do not wait keep others from running."""
 MOST_PARKED = 100
 """Greenlets kept for later at most: each holds some kilobytes of stack."""
-FLUSH_PACE_S = 0.001
+FLUSH_PACE_S = 0.004
 """Outcomes are reported at once, but not more often than this."""
 
 
