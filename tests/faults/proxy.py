@@ -10,16 +10,18 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 _CHUNK = 65536
+_BEGINNING = 4096
+"""Bytes among which a client names itself: with AMQP only in its second message."""
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER with a time of 0: close() sends RST
 
 
 class Proxy:
     """Listens on a free loopback port and carries every connection to `port`.
 
-    :param only: the faults befall only connections whose client says this first, e.g. its name; all by default.
+    :param only: the faults befall only connections whose client says this at the beginning, e.g. its name; all by default.
     """
 
     def __init__(self, port: int, only: str = "") -> None:
@@ -87,27 +89,44 @@ class Proxy:
 
     def _begin(self, client: socket.socket, server: socket.socket) -> None:
         """Find out whether the connection is chosen, by what its client says first, and carry it both ways."""
-        first = b""
-        if self._only:
-            with contextlib.suppress(OSError):
-                first = client.recv(_CHUNK)
-        pair = {client, server}
-        is_chosen = self._only in first
+        pair = frozenset((client, server))
         with self._lock:
-            (self._open if is_chosen else self._others).update(pair)
-            self.chosen += is_chosen
-        back = threading.Thread(target=self._carry, args=(server, client, is_chosen), name="proxy-pump", daemon=True)
-        back.start()
-        self._carry(client, server, is_chosen, first)
+            self._others |= pair
+        if not self._only:
+            self._choose(pair)
+        threading.Thread(target=self._carry, args=(server, client, pair), name="proxy-pump", daemon=True).start()
+        said = b""
 
-    def _carry(self, source: socket.socket, sink: socket.socket, is_chosen: bool, data: bytes = b"") -> None:
+        def listen(data: bytes) -> None:
+            nonlocal said
+            if len(said) < _BEGINNING:
+                said += data
+                if self._only in said:
+                    self._choose(pair)
+
+        self._carry(client, server, pair, listen)
+
+    def _choose(self, pair: frozenset[socket.socket]) -> None:
+        with self._lock:
+            if pair <= self._others:
+                self._others -= pair
+                self._open |= pair
+                self.chosen += 1
+
+    def _carry(
+        self,
+        source: socket.socket,
+        sink: socket.socket,
+        pair: frozenset[socket.socket],
+        listen: Callable[[bytes], None] = lambda data: None,
+    ) -> None:
         try:
-            while data or (data := source.recv(_CHUNK)):
-                if is_chosen:
+            while data := source.recv(_CHUNK):
+                listen(data)
+                if pair <= self._open:
                     self._flowing.wait()
                     time.sleep(self.delay_s + (len(data) / self.bytes_per_s if self.bytes_per_s else 0.0))
                 sink.sendall(data)
-                data = b""
         except OSError:  # cut, or the other side is gone
             pass
         finally:

@@ -6,26 +6,14 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import amqp
 import pytest
 
 from tests.faults.proxy import Proxy
 from tests.faults.storm import Storm, seed
 from tests.faults.test_storms import FLEETS, judge
-from tests.plugins.broker_amqp.conftest import delete_queues
 from tests.servers import RabbitServer
 
 StartStorm = Callable[[str, str], Storm]
-
-
-@pytest.fixture(params=["classic", "quorum"])
-def amqp_url(request: pytest.FixtureRequest, rabbitmq_server: RabbitServer) -> str:
-    """A queue of this type, which the workers find out for themselves."""
-    delete_queues(rabbitmq_server.port, "celery")
-    with amqp.Connection(f"127.0.0.1:{rabbitmq_server.port}", userid="guest", password="guest") as connection:
-        arguments = {"x-queue-type": request.param}
-        connection.channel().queue_declare("celery", durable=True, auto_delete=False, arguments=arguments)
-    return rabbitmq_server.url
 
 
 @pytest.fixture

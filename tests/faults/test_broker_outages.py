@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -267,6 +268,10 @@ def test_results_of_an_outage_of_their_store_all_arrive(
     assert ledger.count("echo") == 101
 
 
+def _all_ran(ledger: Ledger, times: int) -> bool:
+    return all(ledger.count("echo", id=n) >= times for n in range(5))
+
+
 def test_executors_killed_while_the_store_is_away_cost_no_result_and_no_delivery(
     folder: Path, kw: RunKw, redis_url: str, start_redis: StartRedis, ledger: Ledger
 ) -> None:
@@ -278,8 +283,7 @@ def test_executors_killed_while_the_store_is_away_cost_no_result_and_no_delivery
         store.stop()
         sent = [app.send_task(f"{MODULE}.echo", [n]) for n in range(5)]
         for round_ in range(1, 5):
-            for n in range(5):
-                eventually(lambda n=n: ledger.count("echo", id=n) >= round_, within_s=20)  # noqa: B023
+            eventually(partial(_all_ran, ledger, round_), within_s=20)
             time.sleep(0.3)  # the kernel is told within a flush
             if round_ < 4:
                 os.kill(ledger.entries("echo")[-1]["pid"], signal.SIGKILL)

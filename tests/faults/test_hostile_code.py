@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from kernel_app import App
 from kernel_worker.testing import Ledger, eventually
 from tests.conftest import RunKw
+from tests.faults.application import client
 
 APPLICATION = """
 import os
@@ -43,11 +43,8 @@ def test_pickle_that_runs_code_is_loaded_in_the_executor_only(
 ) -> None:
     (tmp_path / "hostile.py").write_text(APPLICATION)
     worker = kw("run", "-A", "hostile", "-b", redis_url, "--result-backend", redis_url, "-c", "1")
-    app = App("client", broker_url=redis_url, result_backend=redis_url)
-    try:
+    with client(redis_url) as app:
         assert app.send_task("hostile.look", [Runs()], serializer="pickle").get(timeout=20) == "ran"
-    finally:
-        app.close()
 
     (ran,) = ledger.entries("ran")
     loaded = {int(line) for line in (tmp_path / "loaded").read_text().split()}
@@ -61,12 +58,9 @@ def test_threads_that_importing_the_application_starts_are_told_and_keep_no_exec
     """A fork copies the thread that forks and no other."""
     (tmp_path / "hostile.py").write_text(APPLICATION)
     worker = kw("run", "-A", "hostile", "-b", redis_url, "--result-backend", redis_url, "-c", "2")
-    app = App("client", broker_url=redis_url, result_backend=redis_url)
-    try:
+    with client(redis_url) as app:
         sent = [app.send_task("hostile.look", [n]) for n in range(20)]
         assert [each.get(timeout=20) for each in sent] == ["ran"] * 20
-    finally:
-        app.close()
 
     eventually(lambda: "importing the application started 1 threads" in worker.output, within_s=10)
     assert all("started on import" not in entry["threads"] for entry in ledger.entries("ran"))

@@ -8,14 +8,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import amqp
 import pytest
 
 from kernel_worker.testing import Ledger, WorkerProcess, eventually
 from tests.conftest import RunKw
 from tests.faults.application import MODULE, OPTIONS, client, name
-from tests.plugins.broker_amqp.conftest import delete_queues
-from tests.servers import RabbitServer
 
 NEIGHBOURS = 100
 SETTLED_WITHIN_S = 0.5
@@ -26,16 +23,6 @@ POOLS = {"prefork": ("-P", "prefork", "-c", "2"), "solo": ("-P", "solo")}
 LAST_LOSS = "Worker exited prematurely: the worker that held it is gone (delivery 3 of at most 3)"
 
 Restarted = Callable[..., None]
-
-
-@pytest.fixture(params=["classic", "quorum"])
-def amqp_url(request: pytest.FixtureRequest, rabbitmq_server: RabbitServer) -> str:
-    """An empty queue of each type."""
-    delete_queues(rabbitmq_server.port, "celery")
-    with amqp.Connection(f"127.0.0.1:{rabbitmq_server.port}", userid="guest", password="guest") as connection:
-        arguments = {"x-queue-type": request.param}
-        connection.channel().queue_declare("celery", durable=True, auto_delete=False, arguments=arguments)
-    return rabbitmq_server.url
 
 
 @pytest.fixture

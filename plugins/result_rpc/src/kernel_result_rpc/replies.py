@@ -163,7 +163,7 @@ class Replies:
         link = self._link
         if link is None or not link.is_open:
             self._hang_up()
-            link = self._link = Link.open_any(self._addresses, "kw:results")
+            link = self._link = Link.open_any(self._addresses, "kw:waiting")
             link.open_channel(_CHANNEL)
             self._unacked = 0
             self._declare()
