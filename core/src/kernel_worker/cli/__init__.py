@@ -16,11 +16,19 @@ def main(args: Sequence[str] | None = None) -> int:
     """Entry point of `kw`; returns the exit code."""
     words = sys.argv[1:] if args is None else args
     _open_standard_descriptors()
+    begun = early.Early()
+
+    def stop(*_: object) -> None:
+        # No exception: whatever is being imported or composed just then would be blamed for it.
+        begun.close()
+        os._exit(0)
+
     if args is None and words[:1] == ["run"]:
         # Until the worker has handlers of its own; the default would leave without taking the interpreter along.
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-            signal.signal(number, lambda *_: sys.exit(0))
-    begun = early.begin(words[1:]) if words[:1] == ["run"] else early.Early()
+            signal.signal(number, stop)
+    if words[:1] == ["run"]:
+        begun = early.begin(words[1:])
     try:
         from .group import run_command
 

@@ -31,8 +31,9 @@ TURN_S = 0.005
 """How long jobs that do not wait keep others from running."""
 MOST_PARKED = 100
 """Greenlets kept for later at most: each holds some kilobytes of stack."""
-FLUSH_PACE_S = 0.004
-"""Outcomes are reported at once, but not more often than this."""
+FLUSH_PACE_S = 0.001, 0.004
+"""Outcomes are reported at once, but not more often than this: the more there were, the longer the next ones may wait."""
+PACE_PER_OUTCOME_S = 0.0005
 
 
 class Signal:
@@ -180,12 +181,14 @@ class GreenRuntime(Runtime):
         """The greenlet that reports: after all that is ready to run then, so that what ends together is told together."""
         executor = self._executor
         assert executor is not None
-        flushed_at = 0.0
+        least_s, most_s = FLUSH_PACE_S
+        flushed_at = pace_s = 0.0
         while True:
             self.wait_for_switch()
-            pause_s = flushed_at + FLUSH_PACE_S - time.monotonic()
+            pause_s = flushed_at + pace_s - time.monotonic()
             if pause_s > 0:
                 time.sleep(pause_s)
+            pace_s = min(max(least_s, PACE_PER_OUTCOME_S * len(executor.reports.ended)), most_s)
             executor.flush()
             flushed_at = time.monotonic()
             self._flushes = False  # not before: it must not be switched to while it waits for the result backend
