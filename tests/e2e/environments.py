@@ -94,9 +94,10 @@ class Environment:
             command = [sys.executable, "-m", "pip", "--python", python, "install", "-q"]
         run([*command, "--constraint", str(CONSTRAINTS), *arguments], cwd=self.bin)
 
-    def install_members(self, wheels: Path, *names: str) -> None:
-        """Install members from the wheels, and from nowhere else, after the third-party packages they need."""
+    def install_members(self, wheels: Path, *names: str, beside: Iterable[str] = ()) -> None:
+        """Install members from the wheels, and from nowhere else, after the third-party packages they need and others
+        (each run of pip takes seconds)."""
         _, theirs = requirements(names)
-        if theirs:
-            self.install(*sorted(theirs))
+        if theirs.union(beside):
+            self.install(*sorted(theirs.union(beside)))
         self.install("--no-index", "--find-links", str(wheels), *names)

@@ -119,8 +119,7 @@ def folder(tmp_path: Path, wheels: Path) -> Path:
     place = tmp_path / "somewhere"
     place.mkdir()
     environment = Environment(place / ".venv")
-    environment.install_members(wheels, "kernel-worker")
-    environment.install("hatchling")
+    environment.install_members(wheels, "kernel-worker", beside=["hatchling"])
     return place
 
 
