@@ -29,6 +29,8 @@ class Proxy:
         """Added to every piece of data, in both directions."""
         self.bytes_per_s = 0.0
         """How much passes each connection and direction; 0 = all there is."""
+        self.refusing = False
+        """Whether new connections are reset at once, as by a host where nobody listens."""
         self.chosen = 0
         """Connections so far that the faults are for."""
         self._only = only.encode()
@@ -79,6 +81,9 @@ class Proxy:
             except OSError:
                 return
             self.accepted += 1
+            if self.refusing:
+                _reset(client)
+                continue
             try:
                 server = socket.create_connection(("127.0.0.1", self._target), timeout=5)
                 server.settimeout(None)

@@ -24,6 +24,8 @@ _UNUSED_S = 86_400.0
 _DECLARE_AGAIN_S = 600.0
 _STEP_S = 1.0
 _PAUSE_S = 0.2
+_PATIENCE_S = 20.0
+"""Without a time-out, waiting ends when the server was away for so long."""
 
 
 class Replies:
@@ -42,6 +44,7 @@ class Replies:
         self._queue = ""
         self._declared_at = 0.0
         self._unacked = 0
+        self._away_since = 0.0
 
     # ------------------------------------------------------------------ asking
 
@@ -57,8 +60,7 @@ class Replies:
             if queue != self._queue:
                 self._hang_up()
             self._queue = queue
-            self._connected()
-            self._declare()
+            self._ask()
         finally:
             self._end_reading()
 
@@ -70,10 +72,8 @@ class Replies:
         if self._queue:
             self._read_alone()
             try:
-                self._connected()
                 # The first answer says that the queue has handed over all it has, the second one comes behind that.
-                self._declare()
-                self._declare()
+                self._ask(times=2)
             finally:
                 self._end_reading()
         with self._changed:
@@ -82,7 +82,7 @@ class Replies:
     def wait(self, task_id: str, timeout: float | None, is_final: Callable[[bytes], bool]) -> bytes | None:
         """See `ResultBackend.wait`. A lost connection is opened again until the time is over."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        meta = self.latest(task_id)
+        meta = self._latest_by(task_id, deadline)
         while meta is None or not is_final(meta):
             left = _STEP_S if deadline is None else min(_STEP_S, deadline - time.monotonic())
             if left <= 0:
@@ -103,12 +103,25 @@ class Replies:
                 self._take(received)
             else:  # this process has sent nothing yet, so nothing can come
                 time.sleep(min(seconds, _PAUSE_S))
-        except AmqpUnavailable:
-            if deadline is None or time.monotonic() + _PAUSE_S >= deadline:
-                raise
-            time.sleep(_PAUSE_S)
+        except AmqpUnavailable as error:
+            self._pause(deadline, error)
         finally:
             self._end_reading()
+
+    def _latest_by(self, task_id: str, deadline: float | None) -> bytes | None:
+        while True:
+            try:
+                return self.latest(task_id)
+            except AmqpUnavailable as error:
+                self._pause(deadline, error)
+
+    def _pause(self, deadline: float | None, error: AmqpUnavailable) -> None:
+        """Before the next attempt to connect; raises the error when there is no time for one."""
+        now = time.monotonic()
+        self._away_since = self._away_since or now
+        if now + _PAUSE_S >= (self._away_since + _PATIENCE_S if deadline is None else deadline):
+            raise error
+        time.sleep(_PAUSE_S)
 
     def forget(self, task_id: str) -> None:
         """Drop what has come, and what lies in the queue, of a task."""
@@ -168,7 +181,21 @@ class Replies:
             self._unacked = 0
             self._declare()
             link.send(wire.consume(_CHANNEL, self._queue, "kw"))
+            self._away_since = 0.0
         return link
+
+    def _ask(self, times: int = 1) -> None:
+        """Declare the queue so often. Between two calls nobody reads, so the server may have closed the connection for its
+        silence long ago: then on a new one."""
+        for may_be_old in (self._link is not None and self._link.is_open, False):
+            try:
+                self._connected()
+                for _ in range(times):
+                    self._declare()
+                return
+            except AmqpUnavailable:
+                if not may_be_old:
+                    raise
 
     def _declare(self) -> None:
         link = self._link

@@ -91,7 +91,7 @@ class RpcResults:
     def wait(self, task_id: str, timeout: float | None, is_final: Callable[[bytes], bool]) -> bytes | None:
         """Wait until a state for which `is_final(meta)` holds has come; None after `timeout` seconds.
 
-        :raises ConnectionError: there is no connection when the time is over; without a time-out, at once.
+        :raises ConnectionError: there is no connection when the time is over; without a time-out, none for 20 s.
         """
         self._check_fork()
         return self._replies.wait(task_id, timeout, is_final)
