@@ -22,7 +22,7 @@ from .workers import ROOT, running
 WAITING = 20_000
 SENT = 10_000
 ROUND_TRIPS = 300
-SETTLED_S = 1.0
+SETTLED_S = 2.0
 """An idle worker's memory is read so long after its first task."""
 
 

@@ -35,6 +35,9 @@ class EventletRuntime(GreenRuntime):
         hub.schedule_call_global(0, spawned.switch, *args)
         return spawned
 
+    def new(self, function: Callable[[], object]) -> greenlet:
+        return greenlet(function, self._hubs.get_hub().greenlet)
+
     def call_in_hub(self, function: Callable[..., object], *args: Any) -> None:
         self._hubs.get_hub().schedule_call_global(0, function, *args)
 

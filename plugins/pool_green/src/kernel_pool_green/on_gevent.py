@@ -30,6 +30,9 @@ class GeventRuntime(GreenRuntime):
     def spawn(self, function: Callable[..., object], *args: Any) -> greenlet:
         return self._gevent.spawn_raw(function, *args)
 
+    def new(self, function: Callable[[], object]) -> greenlet:
+        return greenlet(function, self._gevent.get_hub())
+
     def call_in_hub(self, function: Callable[..., object], *args: Any) -> None:
         self._gevent.get_hub().loop.run_callback(function, *args)
 

@@ -78,8 +78,8 @@ class GreenRuntime(Runtime):
         self._coroutines: CoroutineThread | None = None
         self._parked: list[greenlet] = []
         """Those that run jobs and have none; the one parked last goes first."""
-        self._is_prepared = False
-        """Whether a greenlet is about to take a job; one slot is kept free for it."""
+        self._is_starting = False
+        """Whether the hub starts what waits, or is about to."""
         self._flusher: greenlet
         self._flushes = False
         """Whether it flushes, or is about to."""
@@ -89,6 +89,10 @@ class GreenRuntime(Runtime):
     @abstractmethod
     def spawn(self, function: Callable[..., object], *args: Any) -> greenlet:
         """Call the function soon, in a greenlet of its own. Thread of `serve`."""
+
+    @abstractmethod
+    def new(self, function: Callable[[], object]) -> greenlet:
+        """A greenlet that calls the function when it is switched to. Hub."""
 
     @abstractmethod
     def call_in_hub(self, function: Callable[..., object], *args: Any) -> None:
@@ -122,19 +126,29 @@ class GreenRuntime(Runtime):
         executor = self._executor
         assert executor is not None
         if executor.waiting:
-            self._prepare_next(executor)
+            self._start_soon(executor)
         elif executor.retiring and len(self._free) == len(executor.slots):
             self._ended.give()
 
-    def _prepare_next(self, executor: Executor) -> None:
-        """Have a greenlet take what waits, once those that are ready now have run. One is enough: when it takes a job and
-        more is waiting, it prepares the next, which comes to run when the job waits for something."""
-        if self._free and not self._is_prepared and not executor.reports.is_congested:
-            self._is_prepared = True
-            if self._parked:
-                self.call_in_hub(self._parked.pop().switch)
-            else:
-                self.spawn(self._serve_slots)
+    def _start_soon(self, executor: Executor) -> None:
+        """Have what waits started, once those that are ready now have run."""
+        if self._free and not self._is_starting and not executor.reports.is_congested:
+            self._is_starting = True
+            self.call_in_hub(self._start_what_waits, executor)
+
+    def _start_what_waits(self, executor: Executor) -> None:
+        """In the hub, to which a greenlet comes back when its job waits for something: then the next one starts. Each
+        call of the hub costs as much as half a short job."""
+        let_others_at = time.monotonic() + TURN_S
+        try:
+            while executor.waiting and self._free and not executor.reports.is_congested:
+                (self._parked.pop() if self._parked else self.new(self._serve_slots)).switch()
+                if time.monotonic() > let_others_at:
+                    break
+        finally:
+            self._is_starting = False
+        if executor.waiting:
+            self._start_soon(executor)
 
     def _read(self) -> None:
         executor = self._executor
@@ -162,12 +176,11 @@ class GreenRuntime(Runtime):
         """Run jobs in one slot, one after the other as long as they do not wait for anything."""
         executor = self._executor
         assert executor is not None
-        self._is_prepared = False
         slot = self._free.pop()
         let_others_at = time.monotonic() + TURN_S
         while (job := executor.take()) is not None:
             if executor.waiting:
-                self._prepare_next(executor)
+                self._start_soon(executor)
             executor.execute(job, slot)
             if not self._flushes:
                 self._flushes = True
