@@ -25,7 +25,7 @@ from .peers import CeleryWorker, environment, start_kw
 CELERY, KW = "celery", "kw"
 QUEUES = {CELERY: "told-celery", KW: "told-kw"}
 NODES = {CELERY: f"{QUEUES[CELERY]}@peer", KW: "told@kw"}
-WITHIN_S = 10.0
+WITHIN_S = 30.0
 VARYING = {"clock", "timestamp", "local_received", "pid", "hostname", "loadavg"}
 
 

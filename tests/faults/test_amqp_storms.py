@@ -33,6 +33,7 @@ def storm(folder: Path) -> Iterator[StartStorm]:
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.parametrize("amqp_url", [pytest.param("classic", marks=pytest.mark.faults), "quorum"], indirect=True)
 def test_kills_at_random_moments_lose_nothing(amqp_url: str, storm: StartStorm) -> None:
     """2,000 tasks, 8 kills: of whole workers, replaced at once, and of single executors."""
     blow = storm(amqp_url, "mixed")

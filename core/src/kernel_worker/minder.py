@@ -108,8 +108,9 @@ class Minder:
             pass
 
     def _rest(self, wait_s: float) -> None:
-        self._native.poll([self._wake_r], wait_s)
-        self._drain_wakes()
+        # Not read for nothing: each call gives up the interpreter, and is in the way of the task to get it back.
+        if self._native.poll([self._wake_r], wait_s):
+            self._drain_wakes()
 
     def _tick(self, now: float) -> None:
         executor = self._executor
