@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kernel_app import WorkerLostError
-from kernel_worker.testing import Ledger
+from kernel_worker.testing import Ledger, eventually
 from tests.conftest import RunKw
 from tests.faults.application import MODULE, OPTIONS, client, name
 from tests.plugins.broker_amqp.conftest import delete_queues
@@ -46,6 +46,7 @@ def check(broker: str, results: str, kw: RunKw, ledger: Ledger, deed: str) -> No
 
         error = sent.get(timeout=30, propagate=False)
         assert last.get(timeout=30) == "last"
+        eventually(lambda: ledger.count("end") >= NEIGHBOURS, within_s=10, message="the end of each neighbour")
     assert worker.stop() == 0
     letters = kw("dead", "ls", "-b", broker, "--json", ready=False)
     letters.wait()
