@@ -56,6 +56,8 @@ class ExecutorProcess:
         theirs.close()
         self.channel = Channel(ours)
         self._frames: list[tuple[int, bytes]] = []
+        self._many_slots = slots > 1
+        self._runs: dict[int, bytes] = {}
 
     def start(self, **options: Any) -> dict[str, Any]:
         """HELLO until UP; what LOADED said."""
@@ -70,11 +72,17 @@ class ExecutorProcess:
         """One RUN frame."""
         self.channel.send(self.packed(tag, task, *args, soft=soft, task_id=task_id))
 
-    @staticmethod
-    def packed(tag: int, task: str, *args: Any, soft: float = 0.0, task_id: str = "") -> bytes:
+    def packed(self, tag: int, task: str, *args: Any, soft: float = 0.0, task_id: str = "") -> bytes:
         """A RUN frame, to be sent together with others."""
         raw = envelope(task, args, task_id=task_id or f"id-{tag}")
-        return pack(Frame.RUN, run_payload(tag, raw, soft=soft))
+        self._runs[tag] = pack(Frame.RUN, run_payload(tag, raw, soft=soft))
+        return self._runs[tag]
+
+    def run_again(self) -> None:
+        """Send again what was given back, as the kernel does: on a busy machine many slots give back what could run."""
+        for frame in [frame for frame in self._frames if frame[0] == Frame.RETURNED]:
+            self._frames.remove(frame)
+            self.channel.send(b"".join(self._runs[tag] for tag in json.loads(frame[1])))
 
     def conclude(self, tag: int, kind: OutcomeKind, text: str, task: str = "toy.noop") -> None:
         """One CONCLUDE frame."""
@@ -103,6 +111,8 @@ class ExecutorProcess:
         """Kind and payload of the next frame of one of these kinds; others before it are kept."""
         deadline = time.monotonic() + WITHIN_S
         while True:
+            if self._many_slots and Frame.RETURNED not in kinds:
+                self.run_again()
             for index, (kind, payload) in enumerate(self._frames):
                 if kind in kinds:
                     del self._frames[index]

@@ -274,4 +274,10 @@ def hold_all(executor: ExecutorProcess, ledger: Ledger, gate: Path, count: int) 
     """Start so many tasks, tags from 1, that run until the gate is opened."""
     frames = [executor.packed(tag, "toy.hold", os.fspath(ledger.path), str(gate)) for tag in range(1, count + 1)]
     executor.channel.send(b"".join(frames))
-    eventually(lambda: ledger.count("start") == count)
+
+    def all_hold() -> bool:
+        executor.frames(0.0)
+        executor.run_again()
+        return ledger.count("start") == count
+
+    eventually(all_hold)

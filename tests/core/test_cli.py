@@ -549,6 +549,24 @@ def test_a_reader_that_goes_away_is_no_error(site: Site) -> None:
     assert "Traceback" not in finished.stderr
 
 
+def test_a_signal_that_comes_as_the_interpreter_ends_is_not_the_exit_status() -> None:
+    code = """
+import os, sys
+from kernel_worker.cli import main
+class Late:  # deleted with its module, when signals have their defaults again
+    def __del__(self, kill=os.kill, pid=os.getpid()):
+        for number in (1, 2, 3, 15, 10, 12):
+            kill(pid, number)
+late = Late()
+sys.argv = ["kw", "run", "--no-such-option"]
+sys.exit(main())
+"""
+
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+
+    assert finished.returncode == 2, finished.stderr
+
+
 def test_closed_standard_descriptors_lead_nowhere(tmp_path: Path) -> None:
     """Cause: the next socket got the number of the closed stdout, and what a task's program printed went into it."""
     report = tmp_path / "report"

@@ -11,6 +11,8 @@ from kernel_worker import early
 
 __all__ = ["main"]
 
+_LATE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+
 
 def main(args: Sequence[str] | None = None) -> int:
     """Entry point of `kw`; returns the exit code."""
@@ -35,6 +37,10 @@ def main(args: Sequence[str] | None = None) -> int:
         return run_command(words, begun)
     finally:
         begun.close()
+        if args is None:
+            # An interpreter that ends gives signals their defaults back: one that comes late would be the exit status.
+            for number in _LATE:
+                signal.signal(number, signal.SIG_IGN)
 
 
 def _open_standard_descriptors() -> None:
