@@ -6,6 +6,7 @@ import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import ClassVar
 
 from kernel_worker import Layout, Pool, PoolCapability, executor_main, interrupting
@@ -44,7 +45,7 @@ class NoSoftLimit(ExecPool):
 
 
 class RaisesAnywhere(ExecPool):
-    """Raises limits whatever the task is in the middle of."""
+    """Raises limits when the task is in the middle of a log handler."""
 
     name = "raises-anywhere"
     runtime = f"{__name__}:ImpatientRuntime"
@@ -92,8 +93,14 @@ class DeafRuntime(BlockingRuntime):
 
 class ImpatientRuntime(BlockingRuntime):
     def cancel(self, tag: int, error: BaseException) -> bool:
-        interrupting.PATIENCE_S = 0.0
+        interrupting.Aim.must_wait = lambda aim, frame: not _is_in_a_handler(frame)  # type: ignore[method-assign]
         return super().cancel(tag, error)
+
+
+def _is_in_a_handler(frame: FrameType | None) -> bool:
+    while frame is not None and frame.f_code.co_name != "emit":
+        frame = frame.f_back
+    return frame is not None
 
 
 class TwiceRuntime(BlockingRuntime):

@@ -255,7 +255,10 @@ def test_a_batch_that_failed_is_repeated_as_a_whole_when_the_broker_is_back(host
     assert host.events == ["up", "down: connection refused", "up"]
 
 
-def test_a_settling_connection_alone_that_is_lost_is_mended(host: Host, broker: MemoryBroker) -> None:
+def test_a_settling_connection_alone_that_is_lost_is_mended(
+    host: Host, broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kernel_worker.broker_host.FETCH_TIMEOUT_S", 10.0)
     broker.put(*messages("a"))
     host.connect()
     host.host.allow(1, 1)
@@ -273,8 +276,8 @@ def test_a_settling_connection_alone_that_is_lost_is_mended(host: Host, broker: 
 
     assert broker.acked == ["a"]
     assert broker.calls["connect"] == 2
-    # Cause of a second's delay: nobody told the fetch thread, which waited for room.
-    assert time.monotonic() - begun < 0.9
+    # Cause of a delay of that time-out: nobody told the fetch thread, which waited for room.
+    assert time.monotonic() - begun < 4.0
 
 
 def test_settling_never_happens_while_the_driver_connects(host: Host, broker: MemoryBroker) -> None:
@@ -430,7 +433,7 @@ def test_another_trouble_is_told_again(host: Host, broker: MemoryBroker) -> None
 def test_attempts_become_rarer_while_the_broker_is_away(broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch) -> None:
     waits = _attempts(broker, monkeypatch, count=6)
 
-    assert all(later >= 1.0 * earlier for earlier, later in itertools.pairwise(waits[::2]))
+    assert waits == sorted(waits)
     assert waits[-1] > 4 * waits[0]
 
 
@@ -449,12 +452,18 @@ def test_a_broker_that_lets_connect_and_refuses_everything_else_is_not_stormed(
 
 
 def _attempts(broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch, *, count: int, allow: bool = False) -> list[float]:
-    """Seconds between attempts to connect; jitter taken away."""
+    """Seconds it waits between attempts to connect; jitter taken away."""
     monkeypatch.setattr("kernel_worker.broker_host.BACKOFF_FIRST_S", 0.004)
     monkeypatch.setattr("kernel_worker.broker_host.random.uniform", lambda low, high: high)
-    times: list[float] = []
-    broker.on_connect = lambda: times.append(time.monotonic())  # type: ignore[method-assign]
     host = Host(broker)
+    waits: list[float] = []
+    wait = host.host._stop_fetch.wait
+
+    def note(seconds: float) -> bool:
+        waits.append(seconds)
+        return wait(seconds)
+
+    monkeypatch.setattr(host.host._stop_fetch, "wait", note)
     if allow:
         host.host.allow(10, 1)
     else:
@@ -466,10 +475,10 @@ def _attempts(broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch, *, count: i
 
         broker.connect = fail  # type: ignore[method-assign]
     host.host.start()
-    host.until(lambda: len(times) > count)
+    host.until(lambda: len(waits) >= count)
     host.stop(within_s=1.0)
     host.loop.close()
-    return [later - earlier for earlier, later in itertools.pairwise(times)]
+    return waits[:count]
 
 
 def test_the_broker_may_say_how_long_to_wait(host: Host, broker: MemoryBroker) -> None:
@@ -552,7 +561,7 @@ def test_stop_fetching_does_not_wait(host: Host, broker: MemoryBroker) -> None:
     broker.put(*messages("late"))
     host.loop.turn(0.02)
 
-    assert took < 0.1
+    assert took < 0.5
     assert host.delivered == []
 
 
@@ -748,7 +757,7 @@ def test_where_the_broker_cannot_tell_all_is_lost_with_the_lease_and_nothing_bef
 
 def test_after_an_outage_longer_than_the_lease_it_is_renewed_at_once() -> None:
     """Not a third of the lease later: until then the executors store nothing."""
-    host, broker = _leased([], lease_s=2.0)
+    host, broker = _leased([], lease_s=6.0)
 
     host.host.lease.held_until = clock() - 1.0
     broker.go_away()
@@ -760,7 +769,7 @@ def test_after_an_outage_longer_than_the_lease_it_is_renewed_at_once() -> None:
     host.stop()
     host.loop.close()
 
-    assert took < 0.4
+    assert took < 1.5
 
 
 def test_a_broker_without_leases_is_asked_after_each_connect_what_was_lost(

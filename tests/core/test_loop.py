@@ -97,10 +97,10 @@ def test_a_post_while_the_loop_reads_its_wake_up_leaves_the_next_post_able_to_wa
     thread = threading.Timer(0.02, loop.post, (ran.append, "later"))
     thread.start()
     begun = time.monotonic()
-    loop.turn(1.0)
+    loop.turn(5.0)
     thread.join()
 
-    assert time.monotonic() - begun < 0.9, "the post did not wake the loop"
+    assert time.monotonic() - begun < 4.0, "the post did not wake the loop"
     assert ran == ["first", "in between", "later"]
 
 
@@ -251,7 +251,7 @@ def test_run_until_gives_up_at_the_deadline(loop: Loop) -> None:
     begun = time.monotonic()
 
     assert not loop.run_until(lambda: False, begun + 0.02)
-    assert time.monotonic() - begun < 0.5
+    assert time.monotonic() - begun < 0.9
 
 
 def test_signals_are_handled_on_the_loop_and_only_there(loop: Loop) -> None:

@@ -216,12 +216,25 @@ def test_without_marks_a_recovered_message_goes_back_to_be_counted(make_stage: M
     stage = make_stage(can_mark=False)
 
     stage.deliver(*recovered(*"abc"))
-    once = [(each.delivery.headers["id"], each.verdict, each.count) for each in stage.settlements]
+    once = [(each.delivery.headers["id"], each.verdict, each.count) for each in stage.marks]
+    stage.count_marks()
     stage.deliver(delivery("short", "a", attempts=1))
 
     assert once == [("a", Verdict.REQUEUE, True)], "the others wait: they may be innocent"
     assert runs(stage) == [["a"]]
-    assert stage.marks == []
+    assert stage.marks == stage.settlements == []
+
+
+def test_without_marks_the_room_of_a_message_is_kept_until_it_can_come_again(make_stage: MakeStage) -> None:
+    """Cause: others took it, so it came too late: those beside it were counted meanwhile, as if they had ended the worker."""
+    stage = make_stage(can_mark=False)
+
+    stage.deliver(*recovered(*"ab"))
+    held, prefetch = stage.dispatcher.held, stage.dispatcher.prefetch_count
+    stage.count_marks()
+
+    assert held == 2
+    assert (stage.dispatcher.held, stage.dispatcher.prefetch_count) == (1, prefetch)
 
 
 def test_without_marks_a_message_that_others_took_is_not_waited_for(
@@ -233,7 +246,7 @@ def test_without_marks_a_message_that_others_took_is_not_waited_for(
     stage.deliver(*recovered(*"abc"))
     stage.turn(6)
 
-    assert [task_id for task_id, _ in stage.verdicts()] == ["a", "b", "c"]
+    assert stage.count_marks() == ["a", "b", "c"]
 
 
 def test_without_marks_a_message_without_deliveries_left_is_not_run(make_stage: MakeStage) -> None:
@@ -241,8 +254,8 @@ def test_without_marks_a_message_without_deliveries_left_is_not_run(make_stage: 
     stage = make_stage(can_mark=False)
 
     stage.deliver(*recovered("a", attempts=2))
-    back = [(each.verdict, each.count) for each in stage.settlements]
-    stage.settlements.clear()
+    back = [(each.verdict, each.count) for each in stage.marks]
+    stage.count_marks()
     stage.deliver(delivery("short", "a", attempts=3))
     given = runs(stage)
     stage.puppets[0].end("LOST:a", OutcomeKind.LOST, "gone")

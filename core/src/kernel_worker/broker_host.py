@@ -20,7 +20,7 @@ from .drivers import Broker
 from .errors import BrokerRefused, BrokerUnavailable
 from .lease import NEVER, Lease, clock
 from .loop import Loop
-from .types import BrokerCapability, Delivery, QueueSpec, Settlement, Verdict
+from .types import BrokerCapability, Delivery, QueueSpec, Settlement
 
 log = logging.getLogger("kernel_worker.broker")
 
@@ -75,8 +75,8 @@ class BrokerHost:
         self._on_marked = on_marked
         self._on_renewed = on_renewed
         self._on_lost = on_lost
-        self._marking = 0
-        """Settle thread and loop: marks that are handed over and not done; only ever compared with 0."""
+        self._marking: set[int] = set()
+        """`id()` of marks that are handed over and not done. Changed by the loop, only asked by the settle thread."""
         self._renew_now = False
         self._calls: dict[str, float] = {}
         """When each call of the driver that is under way began (monotonic); one entry per thread at most."""
@@ -123,12 +123,12 @@ class BrokerHost:
         self._outbox.put(batch)
 
     def mark(self, marks: list[Settlement]) -> None:
-        """Hand marks to the settle thread; `on_marked` gets them back when the broker has counted them."""
-        self._marking += len(marks)
+        """Hand settlements that count a delivery to the settle thread; `on_marked` gets them back when that is done."""
+        self._marking.update(map(id, marks))
         self.settle(marks)
 
     def _marks_settled(self, marks: list[Settlement]) -> None:
-        self._marking -= len(marks)
+        self._marking.difference_update(map(id, marks))
         self._on_marked(marks)
 
     def _watch(self) -> None:
@@ -314,7 +314,7 @@ class BrokerHost:
                 self._renew()
 
     def _report_marks(self, settled: list[Settlement]) -> None:
-        marks = [each for each in settled if each.verdict is Verdict.MARK]
+        marks = [each for each in settled if id(each) in self._marking]
         if marks:
             self.loop.post(self._marks_settled, marks)
 

@@ -34,7 +34,7 @@ MAX_DEPTH = 64
 TICK_S = 0.1
 STALL_S = 0.1
 """How long an executor with several slots that gave work back gets none, unless one of its tasks ends before."""
-RECOUNT_S = 0.25
+RECOUNT_S = 0.5
 """How long a message that went back to be counted is waited for, before the next one goes."""
 RECOUNT_ALONE_S = 3.0
 """The same for one that runs alone among its like: were the next one counted meanwhile, it could die with this one."""
@@ -316,7 +316,9 @@ class Dispatcher:
                     self._end_recount(request.id)  # of another message with its id
                     timer = self.loop.call_later(wait_s, self._end_recount, request.id)
                     self._recounting[request.id] = (timer, request)
-                    self._settle(Settlement(request.delivery, Verdict.REQUEUE, count=True))
+                    # Its room is free when it is back in its queue: until then another one would take it, and it could
+                    # not come again.
+                    self._marks.append(Settlement(request.delivery, Verdict.REQUEUE, count=True))
 
     def _end_recount(self, task_id: str) -> bool:
         """It has come again, or is not waited for any more; whether it was."""
@@ -331,10 +333,11 @@ class Dispatcher:
         return len(self._recounting) < self._slots()
 
     def on_marked(self, marks: Sequence[Settlement]) -> None:
-        """Their deliveries are counted, so they may start (posted to the loop)."""
+        """Their deliveries are counted, so they may start, or come again (posted to the loop)."""
         for mark in marks:
             request = self._marking.pop(id(mark.delivery), None)
             if request is None:
+                self._released += mark.verdict is Verdict.REQUEUE
                 continue
             handle, request.executor, request.is_marking = request.executor, None, False
             assert handle is not None

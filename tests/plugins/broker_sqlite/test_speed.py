@@ -56,7 +56,7 @@ def test_idle_broker_sees_a_message_at_once(broker: SqliteBroker, publisher: Sql
             broker.settle([Settlement(delivery, Verdict.ACK) for delivery in batch])
             delays.append(ended - began)
 
-    assert statistics.median(delays) < 0.010, f"{sorted(delays)}"
+    assert statistics.median(delays) < 0.025, f"{sorted(delays)}"
 
 
 def test_waiting_takes_next_to_no_cpu(broker: SqliteBroker) -> None:
@@ -65,7 +65,7 @@ def test_waiting_takes_next_to_no_cpu(broker: SqliteBroker) -> None:
 
     broker.fetch(1, 1.5)
 
-    assert time.process_time() - began < 0.03
+    assert time.process_time() - began < 0.06
 
 
 def test_waiting_beside_a_busy_file_takes_little_cpu(
@@ -85,4 +85,4 @@ def test_waiting_beside_a_busy_file_takes_little_cpu(
 
     assert broker.fetch(1, 1.0) == []
 
-    assert time.process_time() - began < 0.15
+    assert time.process_time() - began < 0.3

@@ -61,7 +61,7 @@ def test_no_pattern_takes_long(pattern: str, matcher: str) -> None:
 
     read("a" * 250, REPLIES, message(pattern=pattern, matcher=matcher))
 
-    assert time.monotonic() - began < 0.5
+    assert time.monotonic() - began < 2.0
 
 
 @pytest.mark.parametrize(

@@ -182,7 +182,7 @@ def test_limited_tasks_keep_their_rate_and_delay_nobody(start: Start, redis_url:
     ran, seconds = len(labels(ledger)) - 1 - count, time.monotonic() - begun
 
     assert waited < 1.0
-    assert ran / seconds == pytest.approx(50, rel=0.05)
+    assert ran / seconds == pytest.approx(50, rel=0.15)
     sender.close()
 
 

@@ -127,11 +127,11 @@ def test_limits_are_raised_inside(client: App, kw: RunKw) -> None:
 def test_plain_functions_do_not_hold_the_loop(client: App, kw: RunKw) -> None:
     kw("run", "-A", "toy", "-P", "asyncio", "-c", "10")
 
-    blocked = [client.send_task("block", [1.0]) for _ in range(5)]
+    blocked = [client.send_task("block", [2.0]) for _ in range(5)]
     began = time.monotonic()
     assert client.send_task("nap", [0.1]).get(timeout=5) == 0.1
 
-    assert time.monotonic() - began < 0.9
+    assert time.monotonic() - began < 1.8
     assert [result.get(timeout=10) for result in blocked] == ["blocked"] * 5
 
 

@@ -76,7 +76,10 @@ def test_all_executors_are_children_of_one_server_that_is_not_the_kernel(pool: L
     assert _parent(parents.pop()) == os.getpid()
 
 
-def test_tasks_run_and_results_are_stored_before_acks(pool: LivePool, tmp_path: Path) -> None:
+def test_tasks_run_and_results_are_stored_before_acks(
+    pool: LivePool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kernel_worker.prefetch.SURPLUS_S", 60.0)  # on a slow machine as well nothing goes back
     pool.start(2, results=tmp_path / "results")
 
     pool.run(*(call("toy.add", str(n), n, n) for n in range(100)))

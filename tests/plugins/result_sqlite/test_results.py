@@ -86,7 +86,7 @@ def test_waiting_works_without_hints(results: SqliteResults, file: Path, monkeyp
         began = time.monotonic()
         writer.store(burst("t", 2))
         assert waiting.result(15) == task_meta("t1")
-        assert time.monotonic() - began < 0.5
+        assert time.monotonic() - began < 2.0
     writer.close()
 
 
@@ -102,7 +102,7 @@ def test_waiting_ends_soon_after_the_result_is_stored(results: SqliteResults, fi
             delays.append(waiting.result(15)[1] - began)
     writer.close()
 
-    assert sorted(delays)[7] < 0.010, f"{sorted(delays)}"
+    assert sorted(delays)[7] < 0.025, f"{sorted(delays)}"
 
 
 def test_watch_notices_that_the_log_was_deleted_and_watches_the_next(results: SqliteResults, file: Path) -> None:

@@ -145,7 +145,7 @@ class StepContract(Contract, suite=True):
         finally:
             step.stop(stage, time.monotonic() + GRACE_S)
 
-        assert took < 0.2
+        assert took < 1.0
 
     def test_stop_keeps_its_deadline(self, make_step: MakeStep, stage: Any) -> None:
         step = make_step()

@@ -68,7 +68,7 @@ class Intake:
         self._declare = declare
         self._serial = 0
         self._early: list[tuple[Receipt, Early]] = []
-        self._looked_at = 0.0
+        self._look_at = 0.0
         self.moving = threading.Lock()
         self.grace_s = 0.0
         self.session: Session | None = None
@@ -77,7 +77,7 @@ class Intake:
     def attach(self, link: Link) -> None:
         """Use a new connection; what the old one delivered comes again."""
         self._early = []
-        self._looked_at = 0.0
+        self._look_at = 0.0
         self.session = Session(link)
 
     def current(self) -> Session:
@@ -91,8 +91,9 @@ class Intake:
         self._specs = {spec.name: spec for spec in specs}
 
     def look_soon(self) -> None:
-        """Something was given back: the next fetch asks for it. Any thread."""
-        self._looked_at = 0.0
+        """Something was given back: the next fetch asks for it first, and one that waits ends. Any thread."""
+        self._look_at = 0.0
+        self._interrupt.set()
 
     # ------------------------------------------------------------------ fetching
 
@@ -219,8 +220,9 @@ class Intake:
 
     def _look_at_returned(self, session: Session, limit: int) -> None:
         """Take what was given back. One message of each queue is asked for first: mostly there is none."""
-        if time.monotonic() - self._looked_at < _LOOK_EVERY_S:
+        if time.monotonic() < self._look_at:
             return
+        self._look_at = time.monotonic() + _LOOK_EVERY_S  # before the look: what is given back during it is not missed
         lanes = list(session.of_queue.values())
         count = 1
         while lanes:
@@ -234,8 +236,8 @@ class Intake:
                 self._end_consumers(session)
                 count = min((limit - len(session.inbox)) // len(lanes), _ASKED_AT_ONCE)
                 if count < 1:
-                    return  # and look again at once
-        self._looked_at = time.monotonic()
+                    self._look_at = 0.0  # there may be more
+                    return
 
     # ------------------------------------------------------------------ without a fetch
 
