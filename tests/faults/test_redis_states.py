@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from kernel_worker.testing import Ledger, WorkerProcess, eventually
 from tests.conftest import RunKw
@@ -124,7 +126,8 @@ def url(server: RedisServer) -> str:
 
 @pytest.fixture
 def admin(server: RedisServer) -> Iterator[redis.Redis]:
-    with redis.Redis(port=server.port, password=PASSWORD, socket_timeout=5) as connection:
+    at_once = Retry(NoBackoff(), 0)  # what the server answers, not what it answers in the end
+    with redis.Redis(port=server.port, password=PASSWORD, socket_timeout=5, retry=at_once) as connection:
         yield connection
 
 
