@@ -79,6 +79,24 @@ def start_redis(tmp_path: Path) -> Iterator[Callable[..., RedisServer]]:
         server.kill()
 
 
+@pytest.fixture
+def start_rabbitmq(tmp_path: Path) -> Iterator[Callable[[], RabbitServer]]:
+    """`start_rabbitmq()`: a node of the test's own, to be restarted. Takes about five seconds."""
+    started: list[RabbitServer] = []
+
+    def start() -> RabbitServer:
+        folder = tmp_path / f"rabbitmq{len(started)}"
+        folder.mkdir()
+        server = RabbitServer(folder)
+        started.append(server)
+        server.start()
+        return server
+
+    yield start
+    for server in started:
+        server.stop()
+
+
 @pytest.fixture(scope="session")
 def rabbitmq_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitServer]:
     """One RabbitMQ node for all tests. Queues outlive tests: use names of the test's own, or delete what you use."""

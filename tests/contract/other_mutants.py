@@ -260,7 +260,7 @@ class CloseWaits(EchoStep):
 
     def close(self, ctx: Any) -> None:
         super().close(ctx)
-        time.sleep(0.5)
+        time.sleep(1.5)
 
 
 class IgnoresTheDeadline(EchoStep):

@@ -1,4 +1,4 @@
-"""What an outage of Redis costs a `kw` and a Celery worker, in the same run. Printed as a table; only `kw` is judged.
+"""What an outage of the broker costs a `kw` and a Celery worker, in the same run. Printed; only `kw` is judged.
 
 Both have two processes and late acknowledgements, and their own defaults for everything else.
 """
@@ -21,7 +21,9 @@ from kernel_app import App
 from kernel_worker.testing import Ledger, WorkerProcess, eventually
 from tests.faults.application import MODULE, client, name, write_app
 from tests.faults.proxy import Proxy
-from tests.servers import RedisServer
+from tests.servers import RabbitServer, RedisServer
+
+Server = RedisServer | RabbitServer
 
 AGAIN_WITHIN_S = 20.0
 PATIENCE_S = 60.0
@@ -44,8 +46,8 @@ def work(key, seconds):
 """
 
 
-def restart(server: RedisServer, proxy: Proxy) -> None:
-    """Three times in about three seconds."""
+def restart(server: Server, proxy: Proxy) -> None:
+    """Three times in about three seconds; RabbitMQ as fast as it starts."""
     for _ in range(3):
         server.kill()
         time.sleep(0.5)
@@ -53,16 +55,16 @@ def restart(server: RedisServer, proxy: Proxy) -> None:
         time.sleep(0.5)
 
 
-def reset(server: RedisServer, proxy: Proxy) -> None:
+def reset(server: Server, proxy: Proxy) -> None:
     proxy.cut()
 
 
-def be_silent(server: RedisServer, proxy: Proxy) -> None:
+def be_silent(server: Server, proxy: Proxy) -> None:
     with proxy.blackhole():
         time.sleep(SILENCE_S)
 
 
-FAULTS: dict[str, Callable[[RedisServer, Proxy], None]] = {
+FAULTS: dict[str, Callable[[Server, Proxy], None]] = {
     "restarted three times": restart,
     "every connection reset": reset,
     "every connection silent for 20 s": be_silent,
@@ -70,8 +72,8 @@ FAULTS: dict[str, Callable[[RedisServer, Proxy], None]] = {
 
 
 @contextmanager
-def kw_worker(folder: Path, url: str) -> Iterator[None]:
-    arguments = ["run", "-A", MODULE, "-b", url, "--result-backend", url, "-c", "2", "-l", "warning"]
+def kw_worker(folder: Path, url: str, results: str) -> Iterator[None]:
+    arguments = ["run", "-A", MODULE, "-b", url, "--result-backend", results, "-c", "2", "-l", "warning"]
     worker = WorkerProcess(arguments, cwd=folder).wait_until_ready()
     try:
         yield
@@ -80,7 +82,8 @@ def kw_worker(folder: Path, url: str) -> Iterator[None]:
 
 
 @contextmanager
-def celery_worker(folder: Path, url: str) -> Iterator[None]:
+def celery_worker(folder: Path, url: str, results: str) -> Iterator[None]:
+    """It stores no results."""
     (folder / "stock.py").write_text(STOCK)
     command = [sys.executable, "-m", "celery", "-A", "stock", "-b", url, "worker", "-c", "2", "-l", "info"]
     with (folder / "celery.log").open("wb") as log:
@@ -125,27 +128,35 @@ def measure(app: App, ledger: Ledger, fault: Callable[[], None]) -> tuple[float,
 
 @pytest.mark.faults
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize("broker", ["redis", "rabbitmq"])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_outage_beside_celery(
-    tmp_path: Path, start_redis: Callable[..., RedisServer], capsys: pytest.CaptureFixture[str], fault: str
+    tmp_path: Path,
+    start_redis: Callable[..., RedisServer],
+    start_rabbitmq: Callable[[], RabbitServer],
+    capsys: pytest.CaptureFixture[str],
+    fault: str,
+    broker: str,
 ) -> None:
     found: dict[str, tuple[float, int, int]] = {}
     for peer, start in (("kw", kw_worker), ("celery", celery_worker)):
         folder = tmp_path / peer
         folder.mkdir()
         write_app(folder)
-        server = start_redis("--appendonly", "yes")
-        server.flush()
+        server: Server = start_redis("--appendonly", "yes") if broker == "redis" else start_rabbitmq()
         proxy = Proxy(server.port)
+        url = server.url.replace(str(server.port), str(proxy.port))
+        results = url if broker == "redis" else f"sqlite:///{folder / 'results.db'}"
         try:
-            with start(folder, f"redis://127.0.0.1:{proxy.port}/0"), client(server.url) as app:
+            with start(folder, url, results), client(server.url, results) as app:
                 found[peer] = measure(app, Ledger(folder / "ledger"), lambda: FAULTS[fault](server, proxy))  # noqa: B023
         finally:
             proxy.close()
             server.kill()
     with capsys.disabled():
         print(
-            f"\n{fault}: what was sent afterwards has run after, not ended within {PATIENCE_S:g} s, started more than once"
+            f"\n{broker}, {fault}: what was sent afterwards has run after, not ended within {PATIENCE_S:g} s, "
+            "started more than once"
         )
         for peer, (again_s, lost, repeated) in found.items():
             print(f"  {peer:8} {again_s:6.1f} s {lost:6} {repeated:6}")

@@ -26,7 +26,7 @@ log = logging.getLogger("kernel_worker.broker")
 
 FETCH_TIMEOUT_S = 1.0
 BACKOFF_FIRST_S = 0.1
-BACKOFF_MAX_S = 10.0
+BACKOFF_MAX_S = 5.0
 HANG_S = 10.0
 """A call of the driver that takes longer hangs: drivers have deadlines of about 5 s."""
 WATCH_S = 2.5
