@@ -12,7 +12,7 @@ _SHARE = 0.05
 """Of the time waited so far: a wait becomes longer by at most this, and leaves the processor to others."""
 
 
-def eventually(condition: Callable[[], T], *, within_s: float = 5.0, message: str | Callable[[], str] = "") -> T:
+def eventually(condition: Callable[[], T], *, within_s: float = 10.0, message: str | Callable[[], str] = "") -> T:
     """Call `condition` until it gives something true, and return that.
 
     :param within_s: seconds after which it has failed.
