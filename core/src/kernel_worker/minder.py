@@ -24,7 +24,7 @@ log = logging.getLogger("kernel_worker.executor")
 
 LONG_TASK_S = 0.02
 """A task that runs longer lets nobody wait behind it: the minder reads frames and gives back jobs."""
-MINDER_TICK_S = 0.01
+MINDER_TICK_S = 0.02
 MINDER_IDLE_S = 1.0
 """The minder sleeps for good when nothing has run for this long; the next job wakes it."""
 SLOW_TICK_S = 0.25

@@ -9,6 +9,9 @@ import time
 
 BATCH_S = 0.1
 """Work held ready: about what is finished in this time at the measured rate."""
+FEW, FEW_S = 100, 0.25
+"""The same for no more than so many: beside tasks of some milliseconds a round trip to the broker costs as much as several
+of them."""
 MAX_HELD = 4000
 SURPLUS_S = 0.5
 """Work that waits here longer than this, by the measured rate, is given back for other workers."""
@@ -46,7 +49,8 @@ class Prefetch:
             self.slow = False
         limit = slots
         if slots and not self.slow:
-            limit += min(MAX_HELD, int(self.rate * BATCH_S) + max(min(slots, 4), slots // 4))
+            work = max(self.rate * BATCH_S, min(FEW, self.rate * FEW_S))
+            limit += min(MAX_HELD, int(work) + max(min(slots, 4), slots // 4))
         return min(limit, slots * self.multiplier) if self.multiplier else limit
 
     def tick(self, slots: int, completed: int, is_idle: bool) -> int:
@@ -73,10 +77,7 @@ class Prefetch:
         """Slow: all slots were busy and did not end two tasks each in half a second. Then nothing is held but what
         runs: whatever waits behind such tasks is better off with another worker."""
         now = time.monotonic()
-        if is_idle or completed - self._pace_from >= 2 * slots:
-            self.slow = False
-        elif now - self._pace_at > SURPLUS_S:
-            self.slow = True
-        else:
-            return
-        self._pace_at, self._pace_from = now, completed
+        is_brisk = is_idle or completed - self._pace_from >= 2 * slots
+        if is_brisk or now - self._pace_at > SURPLUS_S:
+            self.slow = not is_brisk
+            self._pace_at, self._pace_from = now, completed
