@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # applications import this module, and their start is measured
+    from pathlib import Path
 
 QUEUE = "celery"
 """Default queue of both systems."""

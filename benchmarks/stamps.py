@@ -7,7 +7,10 @@ from __future__ import annotations
 import os
 import struct
 import time
-from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # applications import this module, and their start is measured
+    from pathlib import Path
 
 _stamp = struct.Struct("<q")
 _descriptor: dict[int, int] = {}  # by process id: a fork must not share the offset of its parent
