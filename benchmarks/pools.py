@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 
 from . import stamps
 from .scenarios import SETTLED_S, Bench, Scenario
-from .systems import CELERY, KW, System, on_pool
+from .systems import CELERY, CONCURRENCY, KW, System, on_pool
 from .work import NAP_S
-from .workers import running
+from .workers import ROOT, running
 
 NAPS = 5_000
 HASHES = 2_000
@@ -47,6 +49,24 @@ def hashing(bench: Bench, system: System) -> float:
     return _rate(bench, system, HASHES, "hash")
 
 
+def bare_hashing(bench: Bench, system: System) -> float:
+    """The same in as many processes that do nothing else: what can be had on this machine."""
+    code = f"""
+from benchmarks import stamps, work
+for _ in range({HASHES // CONCURRENCY}):
+    work.digest()
+    stamps.append()
+"""
+    record = bench.folder / "stamps"
+    record.unlink(missing_ok=True)
+    command = [sys.executable, "-c", code]
+    processes = [subprocess.Popen(command, env=bench.environment(), cwd=ROOT) for _ in range(CONCURRENCY)]
+    codes = [process.wait() for process in processes]  # each ends by itself
+    if any(codes):
+        raise RuntimeError("a process that hashes failed")
+    return stamps.middle_rate(stamps.read(record))
+
+
 def memory(pool: str, slots: int) -> Scenario:
     """MB (PSS) of a worker that has run a thousand sleeping tasks."""
 
@@ -68,5 +88,6 @@ SCENARIOS = (
     naps("threads", 500),
     noops("gevent", 1000),
     Scenario("pools", "5 ms of hashing, prefork -c 2 (ideal 400)", "tasks/s", hashing, systems=(KW, CELERY)),
+    Scenario("pools", "the same in two processes without any worker", "tasks/s", bare_hashing, systems=(KW,)),
     memory("gevent", 1000),
 )

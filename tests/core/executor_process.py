@@ -79,7 +79,7 @@ class ExecutorProcess:
         return self._runs[tag]
 
     def run_again(self) -> None:
-        """Send again what was given back, as the kernel does: on a busy machine many slots give back what could run."""
+        """Send again what was given back, as the kernel does (under other tags): on a busy machine many slots give back what could run."""
         for frame in [frame for frame in self._frames if frame[0] == Frame.RETURNED]:
             self._frames.remove(frame)
             self.channel.send(b"".join(self._runs[tag] for tag in json.loads(frame[1])))

@@ -658,6 +658,25 @@ def test_stop_settles_everything_that_was_handed_over_although_a_call_is_slow(br
 # -- marks
 
 
+def test_what_goes_back_to_be_counted_is_told_and_what_only_goes_back_is_not(broker: MemoryBroker) -> None:
+    """Cause of a fetch that never came: the room of what went back is free only when that is told."""
+    broker.put(*messages("counted", "given back"))
+    host = Host(broker)
+    host.connect()
+    host.host.allow(10, 1)
+    host.until(lambda: len(host.delivered) == 2)
+    counted, given_back = (Settlement(each, Verdict.REQUEUE, count=True) for each in host.delivered)
+
+    host.host.mark([counted])
+    host.host.settle([given_back])
+    host.until(lambda: host.host.settled)
+    host.until(lambda: host.marked)
+    host.stop()
+    host.loop.close()
+
+    assert [id(each) for each in host.marked] == [id(counted)]
+
+
 def test_marks_are_told_when_the_broker_has_counted_them(broker: MemoryBroker) -> None:
     host = Host(broker)
     broker.put(*messages("a", "b"))

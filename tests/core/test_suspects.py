@@ -237,6 +237,17 @@ def test_without_marks_the_room_of_a_message_is_kept_until_it_can_come_again(mak
     assert (stage.dispatcher.held, stage.dispatcher.prefetch_count) == (1, prefetch)
 
 
+def test_without_marks_what_is_in_its_queue_again_is_fetched_though_there_is_no_room(make_stage: MakeStage) -> None:
+    """Cause: a worker that had been fast held so many that the room of one was not worth a fetch; the copy was given up
+    for lost, and its neighbours were counted."""
+    stage = make_stage(can_mark=False)
+
+    stage.deliver(*recovered(*(f"held {n}" for n in range(40))))
+    stage.count_marks()
+
+    assert stage.allowances[-1] == (41, 1)
+
+
 def test_without_marks_a_message_that_others_took_is_not_waited_for(
     make_stage: MakeStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,9 +255,9 @@ def test_without_marks_a_message_that_others_took_is_not_waited_for(
     stage = make_stage(can_mark=False)
 
     stage.deliver(*recovered(*"abc"))
-    stage.turn(6)
+    counted = [stage.count_marks() for _ in range(3)]
 
-    assert stage.count_marks() == ["a", "b", "c"]
+    assert counted == [["a"], ["b"], ["c"]]
 
 
 def test_without_marks_a_message_without_deliveries_left_is_not_run(make_stage: MakeStage) -> None:
@@ -275,6 +286,25 @@ def test_without_marks_an_end_that_ends_its_worker_is_dead_without_it(make_stage
 
     assert stage.verdicts() == [("a", Verdict.DEAD)]
     assert runs(stage) == [[]]
+
+
+# -- beside others
+
+
+@pytest.mark.parametrize("can_mark", [True, False])
+def test_nothing_is_stacked_where_a_recovered_message_waits_for_a_slot(make_stage: MakeStage, can_mark: bool) -> None:
+    """Cause: a slot with short tasks was filled again before it was free, so what had been recovered never started."""
+    stage = make_stage(can_mark=can_mark)
+    stage.learn("short", 0.0001)
+    puppet = stage.puppets[0]
+
+    stage.deliver(*deliveries("short", range(5)))
+    stage.deliver(*recovered("suspect"), *deliveries("short", range(5, 50)))
+    for task_id in list("01234"):
+        puppet.succeed(task_id)
+        stage.turn()
+
+    assert [each.delivery.headers["id"] for each in stage.marks] == ["suspect"], puppet.ids
 
 
 # -- conclusions that end their executor

@@ -298,7 +298,7 @@ class BrokerHost:
             counts += count
             if pending and self._settle(pending):
                 if self._marking:
-                    self._report_marks(pending)
+                    self.loop.post(self._marks_settled, [each for each in pending if id(each) in self._marking])
                 pending = []
                 self._carried_out += counts
                 counts = 0
@@ -312,11 +312,6 @@ class BrokerHost:
                 self._renew_now = False
                 renew_at = time.monotonic() + renew_every
                 self._renew()
-
-    def _report_marks(self, settled: list[Settlement]) -> None:
-        marks = [each for each in settled if id(each) in self._marking]
-        if marks:
-            self.loop.post(self._marks_settled, marks)
 
     def _collect(self, timeout: float) -> tuple[list[Settlement], int]:
         batch: list[Settlement] = []

@@ -17,7 +17,7 @@ from dataclasses import replace
 from . import memory
 from .bus import Bus, Kind
 from .hard_limits import CANCEL_GRACE_S, HardLimits
-from .loop import Loop, Timer
+from .loop import Loop
 from .prefetch import Prefetch
 from .request import HORIZON_S, UNKNOWN_S, InvalidMessage, Request, printable, read_request
 from .settle import decide
@@ -75,8 +75,10 @@ class Dispatcher:
         self.suspects = Suspects(can_mark)
         self._marking: dict[int, Request] = {}
         """Requests that wait for their delivery to be counted, by its `id()`."""
-        self._recounting: dict[str, tuple[Timer, Request]] = {}
-        """Ids of those that went back to be counted, until they come again or somebody else has them."""
+        self._recounting: list[Request] = []
+        """Those that went back to be counted, until they come again or somebody else has them."""
+        self._awaited = 0
+        """How many deliveries there will have been when the last of them that is in its queue has come again."""
         self._cut_off: dict[str, None] = {}
         """Ids of requests that were fenced, and have not come again: this worker lives, so nothing is held against them."""
         self._unknown = Unknown(unknown_max_returns)
@@ -209,7 +211,8 @@ class Dispatcher:
     def _admit_again(self, request: Request) -> None:
         """A message that was lost before, or may have been."""
         delivery = request.delivery
-        is_recounted = self._end_recount(request.id)
+        recounted = next((each for each in self._recounting if each.id == request.id), None)
+        self._end_recount(recounted)
         if delivery.recovered and self._was_cut_off(request):
             delivery.recovered = False
         # What cannot be marked goes back first, and comes again with its last loss counted.
@@ -218,7 +221,7 @@ class Dispatcher:
             return
         request.suspicion = self.suspects.suspicion(delivery, self.supervisor.layout.slots > 1)
         if request.suspicion is not None:
-            self.suspects.add(request, first=is_recounted)
+            self.suspects.add(request, first=recounted is not None)
         else:
             self.ready.append(request)
 
@@ -284,9 +287,8 @@ class Dispatcher:
             return
         # Everyone is busy. Short tasks may wait at a slot, so that one send and one wake-up serve many.
         fair_share = -(-len(ready) // max(1, len(executors)))
-        for handle in sorted(executors, key=_depth):
-            if handle.marking:
-                continue  # its slot is another one's
+        # Where the next free slot is not another one's, which is being counted or waits to be.
+        for handle in sorted((h for h in executors if not h.marking and not self.suspects.want(h)), key=_depth):
             share = fair_share
             # Whoever may not use all its slots gets nothing to wait at them: its runtime would begin it at once.
             while ready and share and handle.limit == handle.slots and _depth(handle) < MAX_DEPTH * handle.slots:
@@ -299,7 +301,8 @@ class Dispatcher:
     def _assign_suspects(self, executors: Sequence[Handle]) -> None:
         """Each gets a slot of its own; what has to be counted first keeps it until that is done."""
         for handle in executors:
-            while _depth(handle) < handle.limit and self._may_recount():
+            # Were all sent to be counted at once, those that only wait would be counted.
+            while _depth(handle) < handle.limit and len(self._recounting) < self._slots():
                 request = self.suspects.take(handle)
                 if request is None:
                     break
@@ -312,32 +315,31 @@ class Dispatcher:
                     self._marking[id(request.delivery)] = request
                     self._marks.append(Settlement(request.delivery, Verdict.MARK))
                 else:
-                    wait_s = RECOUNT_ALONE_S if request.suspicion is Suspicion.IN_WORKER else RECOUNT_S
-                    self._end_recount(request.id)  # of another message with its id
-                    timer = self.loop.call_later(wait_s, self._end_recount, request.id)
-                    self._recounting[request.id] = (timer, request)
-                    # Its room is free when it is back in its queue: until then another one would take it, and it could
-                    # not come again.
+                    self._recounting.append(request)
                     self._marks.append(Settlement(request.delivery, Verdict.REQUEUE, count=True))
 
-    def _end_recount(self, task_id: str) -> bool:
-        """It has come again, or is not waited for any more; whether it was."""
-        timer, request = self._recounting.pop(task_id, (None, None))
-        if timer and request:
-            timer.cancel()
-            request.is_marking = False
-        return timer is not None
+    def _recounted(self, delivery: Delivery) -> None:
+        """It is in its queue again, and counted. Only now its room is free, and there is room for one more until it has
+        come: else another one would take it, and those beside it would be counted before it starts."""
+        self._released += 1
+        self._awaited = max(self._awaited, self._received) + 1
+        for request in [each for each in self._recounting if each.delivery is delivery]:
+            wait_s = RECOUNT_ALONE_S if request.suspicion is Suspicion.IN_WORKER else RECOUNT_S
+            self.loop.call_later(wait_s, self._end_recount, request)
 
-    def _may_recount(self) -> bool:
-        """Whether one more may go back to be counted: were all sent at once, those that only wait would be counted."""
-        return len(self._recounting) < self._slots()
+    def _end_recount(self, request: Request | None) -> None:
+        """It has come again, or is not waited for any more."""
+        if request in self._recounting:
+            self._recounting.remove(request)
+            request.is_marking = False
 
     def on_marked(self, marks: Sequence[Settlement]) -> None:
         """Their deliveries are counted, so they may start, or come again (posted to the loop)."""
         for mark in marks:
             request = self._marking.pop(id(mark.delivery), None)
+            if mark.verdict is Verdict.REQUEUE:
+                self._recounted(mark.delivery)
             if request is None:
-                self._released += mark.verdict is Verdict.REQUEUE
                 continue
             handle, request.executor, request.is_marking = request.executor, None, False
             assert handle is not None
@@ -712,10 +714,11 @@ class Dispatcher:
         allowed = self._released + limit + len(self.parked) + unstored
         if self.suspects.waiting:
             allowed += self.suspects.blocked
-        if allowed != self._allowed:
-            self._allowed = allowed
+        awaited = self._awaited if limit and self._recounting else 0
+        if awaited > self._received or allowed != self._allowed:
+            self._allowed = max(allowed, awaited)
             # Worth a round trip: a quarter of what may be held, but never so much that a free slot waits for it.
-            self.allow(allowed, max(1, min(limit // 4, limit - slots + 1)))
+            self.allow(self._allowed, 1 if awaited > self._received else max(1, min(limit // 4, limit - slots + 1)))
 
     def _slots(self) -> int:
         return sum(h.limit for h in self.supervisor.executors.values() if h.up and not h.retiring)

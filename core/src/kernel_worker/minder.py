@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("kernel_worker.executor")
 
-LONG_TASK_S = 0.02
+LONG_TASK_S = 0.05
 """A task that runs longer lets nobody wait behind it: the minder reads frames and gives back jobs."""
 MINDER_TICK_S = 0.02
 MINDER_IDLE_S = 1.0

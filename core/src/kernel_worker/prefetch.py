@@ -49,8 +49,8 @@ class Prefetch:
             self.slow = False
         limit = slots
         if slots and not self.slow:
-            work = max(self.rate * BATCH_S, min(FEW, self.rate * FEW_S))
-            limit += min(MAX_HELD, int(work) + max(min(slots, 4), slots // 4))
+            spare = max(min(slots, 4), slots // 4) + int(max(self.rate * BATCH_S, min(FEW, self.rate * FEW_S)))
+            limit += min(MAX_HELD, spare)
         return min(limit, slots * self.multiplier) if self.multiplier else limit
 
     def tick(self, slots: int, completed: int, is_idle: bool) -> int:

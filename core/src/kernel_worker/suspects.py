@@ -80,6 +80,12 @@ class Suspects:
                 return request
         return None
 
+    def want(self, handle: Handle) -> bool:
+        """Whether one of them may start in this executor when a slot is free: then nothing else waits for it there."""
+        return any(
+            line and self._may_start(degree, handle) for degree, line in zip(Suspicion, self._lines, strict=True)
+        )
+
     def _may_start(self, degree: Suspicion, handle: Handle) -> bool:
         if degree is Suspicion.RECOVERED:
             return True

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import amqp
 import pytest
 
-from kernel_broker_amqp import topology
+from kernel_broker_amqp import intake, topology
 from kernel_broker_amqp.broker import AmqpBroker
 from kernel_broker_amqp.lane import Receipt, Session
 from kernel_worker import Broker, QueueSpec, Settlement, Verdict
@@ -64,6 +64,27 @@ def test_counted_message_comes_back_counted_and_not_recovered(make_broker: MakeB
     (got,) = collect(other, 1)
 
     assert (got.recovered, got.attempts) == (False, 1)
+
+
+def test_fetch_that_waits_brings_at_once_what_went_back_to_be_counted(
+    make_broker: MakeBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel keeps a slot for it. What only goes back is no hurry, and mostly for others."""
+    monkeypatch.setattr(intake, "_LOOK_IDLE_S", 60.0)
+    broker = make_broker()
+    publish(broker, "t1")
+    (held,) = collect(broker, 1)
+
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(broker.fetch, 1, 20.0)
+        time.sleep(0.1)  # let it begin to wait
+        began = time.monotonic()
+        settle(broker, Verdict.REQUEUE, held, count=True)
+        got = [*waiting.result(25), *collect(broker, 1)]
+    took = time.monotonic() - began
+
+    assert [(each.attempts, each.recovered) for each in got] == [(1, False)]
+    assert took < 10
 
 
 @pytest.mark.parametrize("how", ["requeued", "delayed", "closed"])

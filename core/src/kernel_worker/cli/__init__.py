@@ -37,7 +37,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return run_command(words, begun)
     finally:
         begun.close()
-        if args is None:
+        if args is None and words[:1] == ["run"]:
             # An interpreter that ends gives signals their defaults back: one that comes late would be the exit status.
             for number in _LATE:
                 signal.signal(number, signal.SIG_IGN)

@@ -90,10 +90,14 @@ class Intake:
         """Consume these queues from the next fetch on. Any thread."""
         self._specs = {spec.name: spec for spec in specs}
 
-    def look_soon(self) -> None:
-        """Something was given back: the next fetch asks for it first, and one that waits ends. Any thread."""
+    def look_soon(self, *, at_once: bool) -> None:
+        """Something was given back: the next fetch asks for it first. Any thread.
+
+        :param at_once: the kernel waits for it: a fetch that waits ends, with what it has.
+        """
         self._look_at = 0.0
-        self._interrupt.set()
+        if at_once:
+            self._interrupt.set()
 
     # ------------------------------------------------------------------ fetching
 

@@ -112,8 +112,9 @@ def settle(intake: Intake, mover: Mover, batch: Sequence[Settlement]) -> None:
         with intake.moving:
             mover.publish(_moved(mover, moved))
             session.acknowledge(receipt for receipt, _ in moved)
-        if any(each.verdict is Verdict.REQUEUE for _, each in moved):
-            intake.look_soon()
+        back = [each for _, each in moved if each.verdict is Verdict.REQUEUE]
+        if back:
+            intake.look_soon(at_once=any(each.count for each in back))
 
 
 def _moved(mover: Mover, moved: Sequence[tuple[Receipt, Settlement]]) -> list[Outgoing]:
