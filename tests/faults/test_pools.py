@@ -116,13 +116,13 @@ def _wait_until_all_work(worker: WorkerProcess, pool: str, client: App, ledger: 
     eventually(all_work, within_s=30, message=lambda: f"{size} executors that work:\n{worker.output}")
 
 
-def _rate(client: App, ledger: Ledger, prefix: str, count: int = 600) -> float:
-    """Tasks per second while so many are worked off; the best of three times.
+def _rate(client: App, ledger: Ledger, prefix: str, count: int = 2000) -> float:
+    """Tasks per second while so many are worked off; the best of five times.
 
     They wait for the most part: a slot that is missing shows, what else runs on the machine does not.
     """
     rates = []
-    for turn in range(3):
+    for turn in range(5):
         keys = {f"{prefix}{turn}-{n}" for n in range(count)}
         for key in keys:
             client.send_task("nap", [key, 0.02])
