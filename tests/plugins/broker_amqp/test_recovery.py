@@ -72,12 +72,13 @@ def test_fetch_that_waits_brings_at_once_what_went_back_to_be_counted(
     """The kernel keeps a slot for it. What only goes back is no hurry, and mostly for others."""
     monkeypatch.setattr(intake, "_LOOK_IDLE_S", 60.0)
     broker = make_broker()
+    assert isinstance(broker, AmqpBroker)
     publish(broker, "t1")
     (held,) = collect(broker, 1)
 
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(broker.fetch, 1, 20.0)
-        time.sleep(0.1)  # let it begin to wait
+        eventually(lambda: broker._intake.current().link.reading.locked(), message="the fetch to wait")
         began = time.monotonic()
         settle(broker, Verdict.REQUEUE, held, count=True)
         got = [*waiting.result(25), *collect(broker, 1)]
