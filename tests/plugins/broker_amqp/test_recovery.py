@@ -78,7 +78,7 @@ def test_fetch_that_waits_brings_at_once_what_went_back_to_be_counted(
 
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(broker.fetch, 1, 20.0)
-        eventually(lambda: broker._intake.current().link.reading.locked(), message="the fetch to wait")
+        eventually(broker._intake.current().link.reading.locked, message="the fetch to wait")
         began = time.monotonic()
         settle(broker, Verdict.REQUEUE, held, count=True)
         got = [*waiting.result(25), *collect(broker, 1)]
