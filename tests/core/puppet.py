@@ -210,9 +210,9 @@ class Stage:
         for _ in range(count):
             self.loop.turn(0.0)
 
-    def deliver(self, *deliveries: Delivery) -> None:
+    def deliver(self, *deliveries: Delivery, more: bool = False) -> None:
         """A batch from the broker, and the turns it needs."""
-        self.loop.post(self.dispatcher.on_deliveries, list(deliveries))
+        self.loop.post(self.dispatcher.on_deliveries, list(deliveries), more)
         self.turn()
 
     def count_marks(self) -> list[str]:

@@ -30,6 +30,7 @@ class Host:
         self.broker = broker
         self.loop = Loop()
         self.delivered: list[Delivery] = []
+        self.more: list[bool] = []
         self.events: list[str] = []
         self.held: list[Delivery] = []
         self.marked: list[Settlement] = []
@@ -41,7 +42,7 @@ class Host:
             self.loop,
             broker,
             (QueueSpec("celery"),),
-            deliver=self.delivered.extend,
+            deliver=self._deliver,
             held=lambda: self.held,
             on_up=lambda: self.events.append("up"),
             on_down=lambda error: self.events.append(f"down: {error}"),
@@ -49,6 +50,10 @@ class Host:
             on_renewed=self._renewed,
             on_lost=self._lost,
         )
+
+    def _deliver(self, deliveries: list[Delivery], more: bool) -> None:
+        self.delivered += deliveries
+        self.more.append(more)
 
     def _renewed(self, held_until: float) -> None:
         self.renewed.append(held_until)
@@ -119,6 +124,18 @@ def test_what_is_allowed_is_fetched_and_no_more(host: Host, broker: MemoryBroker
 
     assert len(host.delivered) == 4
     assert len(broker.waiting) == 6
+
+
+def test_it_is_told_whether_there_was_as_much_as_asked_for(host: Host, broker: MemoryBroker) -> None:
+    broker.put(*messages(*range(6)))
+    host.connect()
+
+    host.host.allow(4, 4)
+    host.until(lambda: len(host.delivered) == 4)
+    host.host.allow(8, 4)
+    host.until(lambda: len(host.delivered) == 6)
+
+    assert host.more == [True, False]
 
 
 def test_a_fetch_waits_until_it_is_worth_a_round_trip(host: Host, broker: MemoryBroker) -> None:

@@ -75,6 +75,20 @@ def test_a_high_rate_asks_for_what_a_tenth_of_a_second_takes(make_stage: MakeSta
     assert 150 <= room(stage) <= 210
 
 
+def test_of_slower_tasks_more_is_held_while_the_queues_have_more_than_is_asked_for(
+    make_stage: MakeStage, clock: Clock
+) -> None:
+    stage = make_stage(2)
+
+    def held_with(more: bool) -> int:
+        stage.deliver(delivery(), more=more)
+        return room(stage) + 1
+
+    _run(stage, clock, 210, per_s=200)
+
+    assert [held_with(more) // 10 for more in (False, True, False)] == [5, 10, 5]
+
+
 def test_the_multiplier_bounds_a_high_rate_too(make_stage: MakeStage, clock: Clock) -> None:
     stage = make_stage(2, multiplier=4)
 

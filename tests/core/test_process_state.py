@@ -1,4 +1,4 @@
-"""What a task has changed in its process is put back: at once where Python did it, after a long task whoever did it."""
+"""What a task has changed in its process is put back: at once where Python did it, soon whoever did it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 CODE = """
 import logging, os, posix, signal, sys, time
-from kernel_worker.process_state import LONG_S, ProcessState, watch
+from kernel_worker.process_state import LOOK_EVERY_S, ProcessState, watch
 
 logging.basicConfig(stream=sys.stdout, format="%(message)s")
 assert watch() is watch()
@@ -25,7 +25,8 @@ def look():
 before = look()
 CHANGE
 assert look() != before
-state.restore_after(time.monotonic() - RAN * LONG_S)
+time.sleep(RAN * LOOK_EVERY_S)
+state.restore_if_due()
 print("put back" if look() == before else "left", state._changes.noted)
 """
 

@@ -179,6 +179,13 @@ def stored(path: Path) -> list[list[tuple[str, str, str]]]:
     return [[(each[0], each[1], each[2]) for each in json.loads(line)] for line in path.read_text().splitlines()]
 
 
+class ReadJob(Job):
+    """A job that was read ahead."""
+
+    __slots__ = ("message",)
+    message: Any
+
+
 class ToyApp(LoadedApp):
     """The functions above. Every result but None is stored when there is a store."""
 
@@ -199,7 +206,7 @@ class ToyApp(LoadedApp):
 
     def _compiled(self, function: Function) -> Call:
         def call(job: Job) -> Outcome:
-            message = json.loads(job.raw)
+            message = _message(job)
             arguments, keywords, _ = json.loads(base64.b64decode(message["body"]))
             try:
                 value = function(*arguments, **keywords)
@@ -217,8 +224,17 @@ class ToyApp(LoadedApp):
             return Outcome(kind, error=error)
         return Outcome(kind, error=error, result=_result(message["headers"]["id"], kind.name, value))
 
+    def read(self, job: Job) -> Job:
+        try:
+            message = json.loads(job.raw)
+        except ValueError:
+            return job
+        read = ReadJob(*(getattr(job, name) for name in Job.__slots__))
+        read.message = message
+        return read
+
     def run(self, job: Job) -> Outcome:
-        return self._calls[json.loads(job.raw)["headers"]["task"]](job)
+        return self._calls[_message(job)["headers"]["task"]](job)
 
     def conclude(self, job: Job, kind: int, error: str) -> StoredResult | None:
         if self._results is None:
@@ -230,6 +246,10 @@ class ToyApp(LoadedApp):
         if self._results is not None and os.path.exists(self._results.path + ".closed"):
             raise OSError("the store cannot be opened")
         return self._results
+
+
+def _message(job: Job) -> Any:
+    return job.message if isinstance(job, ReadJob) else json.loads(job.raw)
 
 
 def _result(task_id: str, state: str, value: object) -> StoredResult:

@@ -45,7 +45,7 @@ class BrokerHost:
         broker: Broker,
         queues: Sequence[QueueSpec],
         *,
-        deliver: Callable[[list[Delivery]], None],
+        deliver: Callable[[list[Delivery], bool], None],
         held: Callable[[], list[Delivery]],
         on_up: Callable[[], None],
         on_down: Callable[[str], None],
@@ -233,7 +233,7 @@ class BrokerHost:
             if deliveries:
                 self._fetched += len(deliveries)
                 self._mean_bytes = max(256.0, sum(len(d.raw) for d in deliveries) / len(deliveries))
-                self.loop.post(self._deliver, deliveries)
+                self.loop.post(self._deliver, deliveries, len(deliveries) >= limit)
 
     def _take_queues(self) -> None:
         self._queues_changed.clear()

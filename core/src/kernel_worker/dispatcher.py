@@ -152,9 +152,10 @@ class Dispatcher:
 
     # -- in: deliveries
 
-    def on_deliveries(self, deliveries: Sequence[Delivery]) -> None:
-        """Take a batch from the fetch thread (posted to the loop)."""
+    def on_deliveries(self, deliveries: Sequence[Delivery], more: bool = False) -> None:
+        """Take a batch from the fetch thread (posted to the loop); `more`: there are as many as were asked for."""
         self._received += len(deliveries)
+        self._prefetch.more = more
         if self.closing:
             for delivery in deliveries:
                 self._settle(Settlement(delivery, Verdict.REQUEUE))
@@ -472,12 +473,7 @@ class Dispatcher:
             return
         settlement = request.final or self._policy(request, outcome)
         if outcome.kind is OutcomeKind.INVALID:
-            log.error(
-                "invalid message on queue %s is kept as dead letter: %s",
-                request.delivery.queue,
-                outcome.error,
-                extra={"action": "message_dead", "task_id": request.id},
-            )
+            _log_dead(request.delivery, outcome.error, request.id)
         self._release(request, settlement)
         kind = _EVENTS.get(outcome.kind)
         if kind is not None:
@@ -669,12 +665,7 @@ class Dispatcher:
     # -- out: settlements
 
     def _dead(self, delivery: Delivery, reason: str) -> None:
-        log.error(
-            "invalid message on queue %s is kept as dead letter: %s",
-            delivery.queue,
-            printable(reason),
-            extra={"action": "message_dead", "queue": delivery.queue},
-        )
+        _log_dead(delivery, printable(reason))
         self._settle(Settlement(delivery, Verdict.DEAD, reason))
 
     def _release(self, request: Request, settlement: Settlement) -> None:
@@ -746,15 +737,9 @@ class Dispatcher:
             else:
                 request = self.ready.pop()
             if request.conclude is not None or request.acked:
-                self._line_up_last(request)
+                (self.ready.append if request.suspicion is None else self.suspects.add)(request)
                 return
             self._settle(Settlement(request.delivery, Verdict.REQUEUE))
-
-    def _line_up_last(self, request: Request) -> None:
-        if request.suspicion is not None:
-            self.suspects.add(request)
-        else:
-            self.ready.append(request)
 
     # -- ending
 
@@ -820,6 +805,11 @@ def _log_end(request: Request, outcome: Outcome, reason: str) -> None:
         outcome.error,
         extra={"action": "request_lost", "task_id": request.id, "reason": reason},
     )
+
+
+def _log_dead(delivery: Delivery, reason: str, task_id: str = "") -> None:
+    extra = {"action": "message_dead", "queue": delivery.queue, "task_id": task_id}
+    log.error("invalid message on queue %s is kept as dead letter: %s", delivery.queue, reason, extra=extra)
 
 
 def _is_serving(handle: Handle) -> bool:

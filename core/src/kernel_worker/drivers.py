@@ -475,6 +475,15 @@ class LoadedApp(ABC):
     def run(self, job: Job) -> Outcome:
         """Run one job. On the slot that took it."""
 
+    def read(self, job: Job) -> Job:
+        """What `run` will be called with instead of this job, which waits: the same one, or one of a kind of its own that
+        holds what is in the message. Between tasks, on their thread, for several jobs in turn.
+
+        Nothing shows which job is read should the process die of it. So it runs no code of the user's, and reads only what
+        can do no harm, however it was made; it raises nothing, and leaves to `run` what is wrong with a message.
+        """
+        return job
+
     def run_async(self, job: Job) -> Coroutine[Any, Any, Outcome] | None:
         """The run of one job as a coroutine, not begun yet; None when it is to be run by `run`, on a thread.
 

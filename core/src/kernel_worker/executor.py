@@ -26,13 +26,16 @@ from typing import Any
 from .board import Board
 from .drivers import LoadedApp, Native, Runtime
 from .interrupting import Aim
-from .minder import Minder
+from .minder import LONG_TASK_S, Minder
 from .process_state import ProcessState, watch
 from .reporting import ASK_AGAIN_S, Reports
 from .types import Job, Outcome, OutcomeKind
 from .wire import CONCLUDE_HEAD, FLAG_PAYLOAD, FLAG_REDELIVERED, RUN_HEAD, Channel, ChannelClosed, Frame, pack_json
 
 log = logging.getLogger("kernel_worker.executor")
+
+READ_AHEAD = 16
+"""Jobs of one slot that are read together at most."""
 
 
 class PlainNative:
@@ -70,7 +73,7 @@ class BlockingRuntime(Runtime):
         state = ProcessState()
         while (job := executor.next()) is not None:
             executor.execute(job, 0)
-            state.restore_after(executor.begun_at)
+            state.restore_if_due()
 
     def cancel(self, tag: int, error: BaseException) -> bool:
         if self._slot.tag != tag:
@@ -134,6 +137,8 @@ class Executor:
         self.reads = 0
         """How often frames were read."""
         self._inbox: deque[Job] = deque()
+        self._read = 0
+        """How many jobs at the front of it are read (`LoadedApp.read`), or were before it was given back."""
         self._reading = self.native.lock()
         self._sending = self.native.lock()
         self.reports = Reports(app, board, self.native, self._send)
@@ -168,6 +173,9 @@ class Executor:
         :return: None when there will be no more: retired, or the kernel is gone.
         """
         while True:
+            if not self._read and len(self._inbox) > 1:
+                self._read_ahead()
+            self._read = max(0, self._read - 1)
             try:
                 return self._inbox.popleft()
             except IndexError:
@@ -187,6 +195,16 @@ class Executor:
                     self._handle(self.channel.receive())
                 except ChannelClosed:
                     self.retiring, self.exit_reason = True, "the kernel process is gone"
+
+    def _read_ahead(self) -> None:
+        """Have the next jobs read, together: with tasks in between, each would be read with cold caches."""
+        with self._reading:  # none is fenced meanwhile; that one shall be given back is seen at the minder's next tick
+            jobs: list[Job] = []
+            with contextlib.suppress(IndexError):
+                while len(jobs) < READ_AHEAD:
+                    jobs.append(self.app.read(self._inbox.popleft()))
+            self._inbox.extendleft(reversed(jobs))
+            self._read = len(jobs)
 
     def _pass_on(self) -> None:
         """Give back what the kernel has sent before it knew that no more is taken here: others may have it."""
@@ -273,7 +291,7 @@ class Executor:
             state.deadline = begun + job.soft
             state.tag = job.tag
             minder.limited = True
-        if minder.asleep:
+        if minder.asleep or 0 < job.soft < LONG_TASK_S:  # else the minder looks in time by itself
             minder.wake()
 
     def end(self, job: Job, slot: int, outcome: Outcome) -> None:

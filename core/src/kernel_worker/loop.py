@@ -61,7 +61,7 @@ class Loop:
         self._stopping = False
         self.turned_at = time.monotonic()
         """When the last turn began (monotonic seconds): the age of it is the liveness of the worker."""
-        self._selector.register(self._wake_r, selectors.EVENT_READ, self._drain_wake)
+        self.add_reader(self._wake_r, self._drain_wake)
 
     # -- descriptors
 
@@ -114,7 +114,7 @@ class Loop:
             self._signal_r, self._signal_w = socket.socketpair()
             self._signal_r.setblocking(False)
             self._signal_w.setblocking(False)
-            self._selector.register(self._signal_r, selectors.EVENT_READ, self._drain_signals)
+            self.add_reader(self._signal_r, self._drain_signals)
         signal.set_wakeup_fd(self._signal_w.fileno(), warn_on_full_buffer=False)
         self._signals.update(handlers)
         for number in handlers:
@@ -146,11 +146,7 @@ class Loop:
         for key, mask in events:
             if registered.get(key.fd) is not key:
                 continue  # an earlier callback of this turn removed or changed it; if changed, it comes again
-            data = key.data
-            if not isinstance(data, tuple):
-                data()
-                continue
-            reader, reader_args, writer, writer_args = data
+            reader, reader_args, writer, writer_args = key.data
             if mask & selectors.EVENT_READ:
                 self._call(reader, reader_args)
             if mask & selectors.EVENT_WRITE and writer is not None:

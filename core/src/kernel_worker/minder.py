@@ -97,20 +97,13 @@ class Minder:
     def _sleep_until_woken(self) -> None:
         self.asleep = True
         if not self._executor.is_busy:  # a job that started in between has seen the flag, or is seen here
-            self._native.poll([self._wake_r], 3600.0)
+            self._rest(3600.0)
         self.asleep = False
-        self._drain_wakes()
-
-    def _drain_wakes(self) -> None:
-        try:
-            read(self._wake_r, 64)
-        except OSError:
-            pass
 
     def _rest(self, wait_s: float) -> None:
         # Not read for nothing: each call gives up the interpreter, and is in the way of the task to get it back.
         if self._native.poll([self._wake_r], wait_s):
-            self._drain_wakes()
+            read(self._wake_r, 64)
 
     def _tick(self, now: float) -> None:
         executor = self._executor
@@ -123,7 +116,7 @@ class Minder:
             executor.runtime.soon(executor.reports.flush)
         since = now - executor.begun_at
         if since < LONG_TASK_S or not executor.is_busy:
-            self._rest(min(MINDER_TICK_S, self._deadline_s))
+            self._rest(min(max(LONG_TASK_S - since, MINDER_TICK_S), self._deadline_s))
             return
         self._give_back_what_waits()
         wait_s = min(SLOW_TICK_S if since > 1.0 else MINDER_TICK_S, self._deadline_s)

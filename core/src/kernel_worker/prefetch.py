@@ -9,9 +9,9 @@ import time
 
 BATCH_S = 0.1
 """Work held ready: about what is finished in this time at the measured rate."""
-FEW, FEW_S = 100, 0.25
-"""The same for no more than so many: beside tasks of some milliseconds a round trip to the broker costs as much as several
-of them."""
+FEW = ((100, 0.25), (200, 0.5))
+"""(requests, seconds): the same for no more than so many, as beside tasks of some milliseconds a round trip to the broker costs
+as much as several of them; the second while so many more wait in the queues that no other worker goes short."""
 MAX_HELD = 4000
 SURPLUS_S = 0.5
 """Work that waits here longer than this, by the measured rate, is given back for other workers."""
@@ -31,6 +31,8 @@ class Prefetch:
         """Requests per second."""
         self.slow = False
         """Nothing is held but what runs."""
+        self.more = False
+        """More wait in the queues: the last fetch brought as many as were asked for."""
         self._rate_at = time.monotonic()
         self._rate_from = 0
         self._pace_at = 0.0
@@ -49,7 +51,8 @@ class Prefetch:
             self.slow = False
         limit = slots
         if slots and not self.slow:
-            spare = max(min(slots, 4), slots // 4) + int(max(self.rate * BATCH_S, min(FEW, self.rate * FEW_S)))
+            few, few_s = FEW[self.more]
+            spare = max(min(slots, 4), slots // 4) + int(max(self.rate * BATCH_S, min(few, self.rate * few_s)))
             limit += min(MAX_HELD, spare)
         return min(limit, slots * self.multiplier) if self.multiplier else limit
 

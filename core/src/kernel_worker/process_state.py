@@ -1,8 +1,8 @@
 """What a task may have changed for those after it: working directory, umask, signal handlers. One-slot executors.
 
-Imports nothing of the kernel. A look costs three system calls, and more than a short task is worth: so the functions of
-Python that change these things note that they were called (`watch`), and one looks after a task that called one, or
-ran for longer than a millisecond: C code may have changed something without them. Where several tasks share a process
+Imports nothing of the kernel. A look costs system calls, and more than a short task is worth: so the functions of
+Python that change these things note that they were called (`watch`), and one looks after a task that called one. C code
+may have changed something without them: for that one looks every now and then. Where several tasks share a process
 none of this is done, because one of them may be using what another one has changed.
 """
 
@@ -25,8 +25,8 @@ WATCHED = (
     *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGCHLD),
 )
 _NUMBERS = tuple(int(number) for number in WATCHED)
-LONG_S = 0.001
-"""After a task that ran longer one looks in any case: it costs little beside it."""
+LOOK_EVERY_S = 0.05
+"""After a task that ends so long after the last look one looks in any case: it costs little beside that."""
 
 
 class Changes:
@@ -82,11 +82,13 @@ class ProcessState:
         self._told = False
         self._changes = watch()
         self._changes.noted = False
+        self._looked_at = monotonic()
 
-    def restore_after(self, begun: float) -> None:
-        """As `restore`, where the task that began then may have changed something. Between two tasks."""
-        if self._changes.noted or monotonic() - begun > LONG_S:
+    def restore_if_due(self) -> None:
+        """As `restore`, where something has changed or enough time has passed. Between two tasks."""
+        if self._changes.noted or monotonic() - self._looked_at > LOOK_EVERY_S:
             self.restore()
+            self._looked_at = monotonic()
 
     def restore(self) -> None:
         """Put back what has changed; tell of it once. Between two tasks."""

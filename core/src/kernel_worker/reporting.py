@@ -20,7 +20,7 @@ log = logging.getLogger("kernel_worker.executor")
 
 FLUSH_EVERY = 32
 """Outcomes reported (and results stored) together at most, where one slot waits for it."""
-FLUSH_AFTER_S = 0.05
+FLUSH_AFTER_S = 0.1
 """An outcome waits about this long, at most, for others to be reported with: the minder looks at every tick."""
 LEAVE_S = 5.0
 """How long an executor that has nothing left to run waits for its result backend, unless it is told otherwise."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 UNKNOWN_S = 1.0
 """A task that nobody has seen end is taken to run for so long: next to nothing waits behind it."""
-HORIZON_S = 0.1
+HORIZON_S = 0.2
 """Work given to one slot ahead of time: at most this much, by the run times measured per task."""
 NAME_LIMIT = 255
 

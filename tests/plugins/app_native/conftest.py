@@ -88,7 +88,7 @@ class Worker:
         """Run an envelope, by default the oldest message that was sent, and store its result."""
         if raw is None:
             raw = publisher(self.app).sent.pop(0).envelope()
-        outcome = self.loaded.run(job_of(raw, **job))
+        outcome = self.loaded.run(self.loaded.read(job_of(raw, **job)))
         if outcome.result is not None:
             results(self.app).store([outcome.result])
         return outcome

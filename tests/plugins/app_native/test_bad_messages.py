@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from kernel_app import App
-from kernel_worker.types import OutcomeKind
+from kernel_app.execution import NativeJob
+from kernel_worker.testing import eventually
+from kernel_worker.types import Outcome, OutcomeKind
 from tests.plugins.app_native.conftest import MakeApp, Worker, job_of, meta_of, publisher
 
 GOOD_HEADERS = {"task": "add", "id": "good", "lang": "py"}
@@ -100,9 +102,18 @@ ROWS: dict[str, tuple[bytes, str, bool]] = {
 }
 
 
+def run(worker: Worker, raw: bytes, is_ahead: bool) -> Outcome:
+    """Run a message, `is_ahead`: read before its turn has come."""
+    job = job_of(raw)
+    return worker.loaded.run(worker.loaded.read(job) if is_ahead else job)
+
+
+@pytest.mark.parametrize("is_ahead", [False, True], ids=["in turn", "ahead"])
 @pytest.mark.parametrize(("raw", "reason", "stored"), ROWS.values(), ids=ROWS.keys())
-def test_a_bad_message_is_invalid_with_the_reason(at_work: Worker, raw: bytes, reason: str, stored: bool) -> None:
-    outcome = at_work.loaded.run(job_of(raw))
+def test_a_bad_message_is_invalid_with_the_reason(
+    at_work: Worker, raw: bytes, reason: str, stored: bool, is_ahead: bool
+) -> None:
+    outcome = run(at_work, raw, is_ahead)
 
     assert outcome.kind is OutcomeKind.INVALID
     assert reason in outcome.error
@@ -138,9 +149,10 @@ TOLERATED: dict[str, bytes] = {
 }
 
 
+@pytest.mark.parametrize("is_ahead", [False, True], ids=["in turn", "ahead"])
 @pytest.mark.parametrize("raw", TOLERATED.values(), ids=TOLERATED.keys())
-def test_odd_messages_that_mean_something_run(at_work: Worker, raw: bytes) -> None:
-    outcome = at_work.loaded.run(job_of(raw))
+def test_odd_messages_that_mean_something_run(at_work: Worker, raw: bytes, is_ahead: bool) -> None:
+    outcome = run(at_work, raw, is_ahead)
 
     assert (outcome.kind, outcome.error) == (OutcomeKind.SUCCESS, "")
     assert meta_of(outcome)["result"] == 3
@@ -182,8 +194,8 @@ def test_a_body_over_the_limit_is_refused(make_app: MakeApp) -> None:
     large = json.dumps([["x" * 2000], {}, {}]).encode()
     packed = envelope(zlib.compress(large), {**GOOD_HEADERS, "compression": "gzip"})
 
-    for raw in (envelope(large), packed):
-        outcome = at_work.loaded.run(job_of(raw))
+    for raw, is_ahead in ((envelope(large), False), (packed, False), (envelope(large), True), (packed, True)):
+        outcome = run(at_work, raw, is_ahead)
         assert outcome.kind is OutcomeKind.INVALID
         assert "larger than 1000" in outcome.error
 
@@ -200,6 +212,43 @@ def test_pickle_is_decoded_only_when_accepted(make_app: MakeApp) -> None:
 
     assert at_work.loaded.run(job_of(raw)).kind is OutcomeKind.SUCCESS
     assert "any code" in at_work.loaded.info.warnings[0]
+
+
+READ_IN_TURN: dict[str, bytes] = {
+    "pickle": envelope(PICKLED, content_type="application/x-python-serialize"),
+    "extended type": envelope([[{"__type__": "date", "__value__": "2026-01-02"}, 2], {}, {}]),
+    "escaped marker": envelope(b'[[{"\\u005f_type__": "date", "__value__": "2026-01-02"}], {}, {}]'),
+    "compressed": TOLERATED["compressed"],
+    "protocol 1": TOLERATED["protocol 1"],
+    "large": envelope([["x" * 70_000, 2], {}, {}]),
+    "nested deep": ROWS["nested 101 deep"][0],
+    "broken": ROWS["truncated JSON"][0],
+}
+
+
+@pytest.mark.parametrize("raw", READ_IN_TURN.values(), ids=READ_IN_TURN.keys())
+def test_what_might_do_harm_is_not_read_ahead(make_app: MakeApp, raw: bytes) -> None:
+    """Were it to end the process, nobody would know which message it was."""
+    worker = Worker(make_app(accept_content=["json", "pickle"]))
+    job = job_of(raw)
+
+    assert worker.loaded.read(job) is job
+
+
+def test_a_conclusion_is_not_read_ahead(at_work: Worker) -> None:
+    job = job_of(envelope(), conclude=OutcomeKind.LOST)
+
+    assert at_work.loaded.read(job) is job
+
+
+def test_what_was_read_ahead_expires_all_the_same(at_work: Worker) -> None:
+    soon = datetime.now(UTC) + timedelta(milliseconds=200)
+    ahead = at_work.loaded.read(job_of(with_headers(expires=soon.isoformat())))
+    assert isinstance(ahead, NativeJob)
+
+    eventually(lambda: datetime.now(UTC) > soon)
+
+    assert at_work.loaded.run(ahead).kind is OutcomeKind.EXPIRED
 
 
 def test_protocol_1_that_is_not_due_is_deferred(at_work: Worker) -> None:
@@ -231,8 +280,8 @@ def test_fuzzed_messages_never_end_the_worker(at_work: Worker) -> None:
         for target in (raw, body):
             for _ in range(chance.randrange(1, 6)):
                 target[chance.randrange(len(target))] = chance.randrange(256)
-        at_work.loaded.run(job_of(bytes(raw)))
-        at_work.loaded.run(job_of(envelope(bytes(body))))
+        run(at_work, bytes(raw), chance.random() < 0.5)
+        run(at_work, envelope(bytes(body)), chance.random() < 0.5)
 
     assert at_work.loaded.run(job_of(envelope())).kind is OutcomeKind.SUCCESS
 

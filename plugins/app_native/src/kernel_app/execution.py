@@ -20,7 +20,7 @@ from .context import CURRENT, Context
 from .decoding import Call, Envelope, read_call, unix_time
 from .exceptions import DecodeError, OperationalError, TaskRevokedError
 from .following import Followers
-from .log import TASK_LOGGER, flush_output
+from .log import PRINTED, TASK_LOGGER, flush_output
 from .meta import address
 from .outcomes import Endings, Run, has_hook
 from .signals import task_postrun, task_prerun, task_revoked, task_success
@@ -36,7 +36,7 @@ log = logging.getLogger(TASK_LOGGER)
 class NativeJob(Job):
     """A job whose envelope is read."""
 
-    __slots__ = ("call", "envelope", "headers")
+    __slots__ = ("call", "context", "envelope", "headers")
 
     def __init__(self, job: Job, envelope: Envelope, headers: dict[str, Any], call: Call | None) -> None:
         self.tag = job.tag
@@ -53,6 +53,8 @@ class NativeJob(Job):
         self.headers = headers
         self.call = call
         """None until the body is read; protocol 1 needs it to know the task's name."""
+        self.context: Context | None = None
+        """Of what is read ahead and does not expire."""
 
 
 class Workshop:
@@ -138,10 +140,9 @@ def compile_call(task: Task[..., Any, Any], shop: Workshop) -> Callable[[Any], O
     begin, enter, succeed = _phases(task, shop)
     raised, run_coroutine = shop.endings.raised, shop.app.coroutines.run
     set_current, reset_current, clock = CURRENT.set, CURRENT.reset, perf_counter
-    prints: bool = shop.app.conf.worker_redirect_stdouts
 
     def call(job: NativeJob) -> Outcome:
-        context = begin(job)
+        context = job.context or begin(job)
         if type(context) is Outcome:
             return context
         token = set_current(context)
@@ -162,7 +163,7 @@ def compile_call(task: Task[..., Any, Any], shop: Workshop) -> Callable[[Any], O
                 outcome = raised(Run(task, context, context._embed, clock() - started), error)
             if task_postrun.receivers:
                 _leave(task, context, value, outcome)
-            if prints:
+            if PRINTED in context.__dict__:
                 flush_output()
             return outcome
         finally:
@@ -185,7 +186,6 @@ def compile_async_call(
 
     begin, enter, succeed = _phases(task, shop)
     clock = perf_counter
-    prints: bool = shop.app.conf.worker_redirect_stdouts
 
     async def call(job: NativeJob) -> Outcome:
         context = begin(job)
@@ -210,7 +210,7 @@ def compile_async_call(
             outcome = shop.endings.raised(Run(task, context, context._embed, clock() - started), error)
         if task_postrun.receivers:
             _leave(task, context, value, outcome)
-        if prints:
+        if PRINTED in context.__dict__:
             flush_output()
         return outcome
 

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 TASK_LOGGER = "kernel_app.task"
 PRINTED_LOGGER = "kernel_app.printed"
+PRINTED = "_printed"
+"""Attribute of a request while its task has printed something without an end of line, or had."""
 LINE_CHARS = 8192
 """Longer lines of output are cut into several."""
 
@@ -90,18 +92,14 @@ class PrintedLines:
 
     def _take(self) -> str:
         context = running()
-        return self._rest if context is None else context.__dict__.get(self._key, "")
+        return self._rest if context is None else context.__dict__.get(PRINTED, {}).get(id(self), "")
 
     def _put(self, rest: str) -> None:
         context: Context | None = running()
         if context is None:
             self._rest = rest
-        elif rest or self._key in context.__dict__:
-            context.__dict__[self._key] = rest
-
-    @property
-    def _key(self) -> str:
-        return f"_printed_{self._level}_{id(self)}"
+        elif rest or PRINTED in context.__dict__:
+            context.__dict__.setdefault(PRINTED, {})[id(self)] = rest
 
     def _tell(self, lines: list[str]) -> None:
         self._is_writing = True
@@ -131,7 +129,7 @@ def redirect_output(level_name: str) -> None:
 
 
 def flush_output() -> None:
-    """The task ends: log what it printed without an end of line."""
+    """The task ends, whose request has `PRINTED`: log what it printed without an end of line."""
     import sys
 
     for stream in (sys.stdout, sys.stderr):

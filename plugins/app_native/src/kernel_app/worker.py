@@ -20,7 +20,7 @@ from . import states
 from .app import App
 from .canvas_tasks import provide
 from .context import Context
-from .decoding import NOTHING, check_headers, read_envelope, read_protocol_1, unix_time, usable_id
+from .decoding import NOTHING, check_headers, read_envelope, read_plainly, read_protocol_1, unix_time, usable_id
 from .exceptions import (
     DecodeError,
     KernelAppError,
@@ -165,7 +165,28 @@ class NativeApp(LoadedApp):
         started: Coroutine[Any, Any, Outcome] = call(NativeJob(job, envelope, envelope.headers, None))
         return started
 
+    def read(self, job: Job) -> Job:
+        if job.conclude is not None:
+            return job
+        found = read_plainly(job.raw, job.payload, self._accept, self._shop.max_body_bytes)
+        if found is None:
+            return job
+        envelope, call = found
+        read = NativeJob(job, envelope, envelope.headers, call)
+        task = self.app.tasks.get(envelope.headers["task"])
+        if task is not None and envelope.headers.get("expires") is None:
+            read.context = self._shop.context(read, task, call)
+        return read
+
     def run(self, job: Job) -> Outcome:
+        read = job if isinstance(job, NativeJob) else self._read(job)
+        if isinstance(read, Outcome):
+            return read
+        compiled = self._calls.get(read.headers["task"])
+        return self._unknown(read) if compiled is None else compiled(read)
+
+    def _read(self, job: Job) -> NativeJob | Outcome:
+        """The job with its message read, or the outcome of one that cannot be run, or not yet."""
         headers: Mapping[str, Any] = {}
         try:
             envelope = read_envelope(job.raw, job.payload)
@@ -182,8 +203,7 @@ class NativeApp(LoadedApp):
             if usable_id(headers.get("id")) is None:
                 return Outcome(OutcomeKind.INVALID, error=str(error))
             return self._shop.invalid(headers, error, None)
-        compiled = self._calls.get(headers["task"])
-        return self._unknown(native) if compiled is None else compiled(native)
+        return native
 
     def _unknown(self, job: NativeJob) -> Outcome:
         name = job.headers["task"]
