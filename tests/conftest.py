@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -18,6 +20,8 @@ SHARED = ("rabbitmq_server", "wheels")
 
 ON_RABBITMQ = ("amqp", "classic", "quorum")
 """Parameters of tests that ask for that server while they run."""
+
+Server = TypeVar("Server", RedisServer, RabbitServer)
 
 RunKw = Callable[..., WorkerProcess]
 """`kw(*arguments, ready=True, env={})`: start `kw` with these arguments in `tmp_path`; with `ready`, wait for the line
@@ -64,37 +68,35 @@ def redis_url(redis_server: RedisServer) -> str:
 @pytest.fixture
 def start_redis(tmp_path: Path) -> Iterator[Callable[..., RedisServer]]:
     """`start_redis(*arguments)`: a redis-server of the test's own, to be stopped, paused, restarted, configured."""
-    started: list[RedisServer] = []
-
-    def start(*arguments: str) -> RedisServer:
-        folder = tmp_path / f"redis{len(started)}"
-        folder.mkdir()
-        server = RedisServer(folder, *arguments)
-        started.append(server)
-        server.start()
-        return server
-
-    yield start
-    for server in started:
-        server.kill()
+    with _starting(tmp_path, RedisServer) as start:
+        yield start
 
 
 @pytest.fixture
 def start_rabbitmq(tmp_path: Path) -> Iterator[Callable[[], RabbitServer]]:
     """`start_rabbitmq()`: a node of the test's own, to be restarted. Takes about five seconds."""
-    started: list[RabbitServer] = []
+    with _starting(tmp_path, RabbitServer) as start:
+        yield start
 
-    def start() -> RabbitServer:
-        folder = tmp_path / f"rabbitmq{len(started)}"
-        folder.mkdir()
-        server = RabbitServer(folder)
+
+@contextmanager
+def _starting(folder: Path, make: Callable[..., Server]) -> Iterator[Callable[..., Server]]:
+    """A function that starts servers in folders of their own; all are killed at the end."""
+    started: list[Server] = []
+
+    def start(*arguments: str) -> Server:
+        place = folder / f"{make.__name__}{len(started)}"
+        place.mkdir()
+        server = make(place, *arguments)
         started.append(server)
         server.start()
         return server
 
-    yield start
-    for server in started:
-        server.stop()
+    try:
+        yield start
+    finally:
+        for server in started:
+            server.kill()
 
 
 @pytest.fixture(scope="session")

@@ -178,10 +178,12 @@ def test_a_cancelled_timer_does_not_run_and_lets_go_of_its_arguments(loop: Loop)
 def test_a_timer_in_a_thousand_years_does_not_end_the_loop(loop: Loop) -> None:
     """Cause: `epoll` refuses time-outs above 2**31 ms with OverflowError, outside of any callback."""
     loop.call_later(3e10, print, "never")
-    thread = threading.Timer(0.02, loop.post, (loop.stop,))
+    posted = threading.Event()
+    thread = threading.Timer(0.02, loop.post, (posted.set,))
 
     thread.start()
-    loop.run()
+    while not posted.is_set():
+        loop.turn()
     thread.join()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kernel_worker.prefetch import MAX_HELD
+from kernel_worker.prefetch import MAX_HELD, Prefetch
 from kernel_worker.types import Verdict
 
 from .puppet import Clock, MakeStage, Stage, deliveries, delivery
@@ -242,3 +242,13 @@ def test_an_idle_worker_stops_measuring(make_stage: MakeStage, clock: Clock) -> 
     _become_slow(stage, clock, ticks=30)
 
     assert stage.loop._timers == []
+
+
+@pytest.mark.parametrize("is_idle", [False, True])
+def test_idle_slot_shows_that_the_queues_have_no_more(is_idle: bool) -> None:
+    prefetch = Prefetch()
+    prefetch.more = True
+
+    prefetch.tick(2, 10, is_idle)
+
+    assert prefetch.more is not is_idle

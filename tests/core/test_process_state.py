@@ -10,7 +10,7 @@ import pytest
 
 CODE = """
 import logging, os, posix, signal, sys, time
-from kernel_worker.process_state import LOOK_EVERY_S, ProcessState, watch
+from kernel_worker.process_state import LONG_S, LOOK_EVERY_S, ProcessState, watch
 
 logging.basicConfig(stream=sys.stdout, format="%(message)s")
 assert watch() is watch()
@@ -25,26 +25,30 @@ def look():
 before = look()
 CHANGE
 assert look() != before
-time.sleep(RAN * LOOK_EVERY_S)
-state.restore_if_due()
+state._looked_at -= LOOKED * LOOK_EVERY_S
+state.restore_after(time.monotonic() - RAN * LONG_S, is_last=IS_LAST)
 print("put back" if look() == before else "left", state._changes.noted)
 """
 
 
 @pytest.mark.parametrize(
-    ("change", "ran", "expected"),
+    ("change", "looked", "ran", "is_last", "expected"),
     [
-        ("chdir('/')", 0, "put back"),
-        ("fchdir(os.open('/', os.O_RDONLY))", 0, "put back"),
-        ("umask(0o7)", 0, "put back"),
-        ("signal.signal(signal.SIGTERM, signal.SIG_IGN)", 0, "put back"),
-        ("posix.chdir('/')", 0, "left"),
-        ("posix.chdir('/')", 2, "put back"),
-        ("posix.umask(0o7)", 2, "put back"),
+        ("chdir('/')", 0, 0, False, "put back"),
+        ("fchdir(os.open('/', os.O_RDONLY))", 0, 0, False, "put back"),
+        ("umask(0o7)", 0, 0, False, "put back"),
+        ("signal.signal(signal.SIGTERM, signal.SIG_IGN)", 0, 0, False, "put back"),
+        ("posix.chdir('/')", 0, 2, False, "left"),
+        ("posix.chdir('/')", 2, 0, False, "put back"),
+        ("posix.umask(0o7)", 2, 0, False, "put back"),
+        ("posix.umask(0o7)", 0, 2, True, "put back"),
     ],
 )
-def test_change_is_put_back(tmp_path: Path, change: str, ran: int, expected: str) -> None:
-    code = CODE.replace("CHANGE", change).replace("RAN", str(ran))
+def test_change_is_put_back(tmp_path: Path, change: str, looked: int, ran: int, is_last: bool, expected: str) -> None:
+    """`looked` and `ran`: how long ago, in units after which one looks."""
+    code = CODE.replace("CHANGE", change)
+    for name, value in (("LOOKED", looked), ("RAN", ran), ("IS_LAST", is_last)):
+        code = code.replace(name, str(value))
 
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=20)
 

@@ -2,79 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
-from kernel_worker.board import Board
-from kernel_worker.drivers import Call, LoadedApp
-from kernel_worker.executor import READ_AHEAD, BlockingRuntime, Executor
-from kernel_worker.types import AppInfo, Job, Outcome, StoredResult
-from kernel_worker.wire import Channel, Frame, pack, pack_json
+from kernel_worker.executor import READ_AHEAD
+from kernel_worker.wire import Frame, pack, pack_json
 
-from .executor_process import run_payload
-
-
-class Reader(LoadedApp):
-    """Notes what it reads, and runs nothing."""
-
-    info = AppInfo("reader", "test")
-
-    def __init__(self) -> None:
-        self.seen: list[int] = []
-
-    def setup(self, node: str, wrap: Callable[[str, Call], Call]) -> None:
-        raise NotImplementedError
-
-    def read(self, job: Job) -> Job:
-        self.seen.append(job.tag)
-        job.text = "read"
-        return job
-
-    def run(self, job: Job) -> Outcome:
-        raise NotImplementedError
-
-    def conclude(self, job: Job, kind: int, error: str) -> StoredResult | None:
-        raise NotImplementedError
-
-    @property
-    def results(self) -> None:
-        return None
-
-
-class Ends:
-    """An executor that is driven by hand, and the kernel's end of its channel."""
-
-    def __init__(self) -> None:
-        ours, theirs = socket.socketpair()
-        self.kernel, self.channel, self.board = Channel(ours), Channel(theirs), Board.create(1)
-        self.app = Reader()
-        self.executor = Executor(self.channel, self.board, BlockingRuntime(), self.app)
-
-    def send(self, *tags: int, also: bytes = b"") -> None:
-        self.kernel.send(b"".join(pack(Frame.RUN, run_payload(tag, b"{}")) for tag in tags) + also)
-
-    def next(self) -> int:
-        job = self.executor.next()
-        assert job is not None
-        return job.tag
-
-    def said(self) -> list[tuple[int, object]]:
-        return [(kind, json.loads(payload)) for kind, payload in self.kernel.receive()]
+from .driven_executor import DrivenExecutor
 
 
 @pytest.fixture
-def ends() -> Iterator[Ends]:
-    ends = Ends()
+def ends() -> Iterator[DrivenExecutor]:
+    """Both ends of it: the kernel's, and the runtime's."""
+    ends = DrivenExecutor()
     yield ends
-    ends.kernel.close()
-    ends.channel.close()
-    ends.board.close()
+    ends.close()
 
 
-def test_jobs_that_wait_are_read_together_and_run_in_order(ends: Ends) -> None:
+def test_jobs_that_wait_are_read_together_and_run_in_order(ends: DrivenExecutor) -> None:
     ends.send(*range(1, READ_AHEAD + 4))
 
     first = ends.next()
@@ -86,14 +32,26 @@ def test_jobs_that_wait_are_read_together_and_run_in_order(ends: Ends) -> None:
     assert ends.app.seen == [*seen, *rest[READ_AHEAD - 1 :]]
 
 
-def test_a_job_alone_is_left_to_its_run(ends: Ends) -> None:
+def test_a_job_alone_is_left_to_its_run(ends: DrivenExecutor) -> None:
     ends.send(1)
 
     assert ends.next() == 1
     assert not ends.app.seen
 
 
-def test_what_was_read_ahead_can_be_recalled(ends: Ends) -> None:
+def test_jobs_run_unread_while_the_minder_reads_frames(ends: DrivenExecutor) -> None:
+    """What came with them may take long: the application is told of an event, a command is called."""
+    ends.send(1, 2, 3)
+    ends.executor.receive()
+
+    with ends.executor._reading:
+        unread = [ends.next(), ends.next()]
+
+    assert unread == [1, 2]
+    assert not ends.app.seen
+
+
+def test_what_was_read_ahead_can_be_recalled(ends: DrivenExecutor) -> None:
     ends.send(1, 2, 3)
     assert ends.next() == 1
 
@@ -105,7 +63,7 @@ def test_what_was_read_ahead_can_be_recalled(ends: Ends) -> None:
     assert [ends.next(), ends.next()] == [4, 5]
 
 
-def test_what_was_read_ahead_can_be_fenced(ends: Ends) -> None:
+def test_what_was_read_ahead_can_be_fenced(ends: DrivenExecutor) -> None:
     ends.send(1, 2, 3)
     assert ends.next() == 1
 

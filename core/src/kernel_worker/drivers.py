@@ -141,7 +141,7 @@ class Runtime(ABC):
         """
 
     def insist(self) -> bool:
-        """Try again to raise what had to wait. Minder thread, every millisecond while something waits.
+        """Try again to raise what had to wait. Minder thread: soon, then every millisecond while something waits.
 
         :return: whether something waits.
         """

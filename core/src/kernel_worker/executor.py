@@ -26,7 +26,7 @@ from typing import Any
 from .board import Board
 from .drivers import LoadedApp, Native, Runtime
 from .interrupting import Aim
-from .minder import LONG_TASK_S, Minder
+from .minder import SLOW_TICK_S, Minder
 from .process_state import ProcessState, watch
 from .reporting import ASK_AGAIN_S, Reports
 from .types import Job, Outcome, OutcomeKind
@@ -73,7 +73,8 @@ class BlockingRuntime(Runtime):
         state = ProcessState()
         while (job := executor.next()) is not None:
             executor.execute(job, 0)
-            state.restore_if_due()
+            del job  # what the task left in its request ends with it
+            state.restore_after(executor.begun_at, is_last=not executor.waiting)
 
     def cancel(self, tag: int, error: BaseException) -> bool:
         if self._slot.tag != tag:
@@ -198,13 +199,15 @@ class Executor:
 
     def _read_ahead(self) -> None:
         """Have the next jobs read, together: with tasks in between, each would be read with cold caches."""
-        with self._reading:  # none is fenced meanwhile; that one shall be given back is seen at the minder's next tick
-            jobs: list[Job] = []
-            with contextlib.suppress(IndexError):
-                while len(jobs) < READ_AHEAD:
-                    jobs.append(self.app.read(self._inbox.popleft()))
-            self._inbox.extendleft(reversed(jobs))
-            self._read = len(jobs)
+        if not self._reading.acquire(False):
+            return  # the minder is at it, perhaps for long; else none is fenced meanwhile
+        jobs: list[Job] = []
+        with contextlib.suppress(IndexError):  # what the minder has given back
+            while len(jobs) < READ_AHEAD:
+                jobs.append(self._inbox.popleft())
+        self._inbox.extendleft(reversed([self.app.read(job) for job in jobs]))
+        self._read = len(jobs)
+        self._reading.release()
 
     def _pass_on(self) -> None:
         """Give back what the kernel has sent before it knew that no more is taken here: others may have it."""
@@ -291,7 +294,7 @@ class Executor:
             state.deadline = begun + job.soft
             state.tag = job.tag
             minder.limited = True
-        if minder.asleep or 0 < job.soft < LONG_TASK_S:  # else the minder looks in time by itself
+        if minder.asleep or 0 < job.soft < SLOW_TICK_S:  # else the minder looks in time by itself
             minder.wake()
 
     def end(self, job: Job, slot: int, outcome: Outcome) -> None:

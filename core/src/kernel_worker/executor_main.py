@@ -85,8 +85,7 @@ def ignore_group_signals() -> None:
 
     A handler that does nothing, not SIG_IGN: ignored signals would stay ignored in programs that tasks start.
     """
-    group = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-    for number in group:
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, lambda *_: None)
 
 

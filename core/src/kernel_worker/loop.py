@@ -58,7 +58,6 @@ class Loop:
         self._signals: dict[int, Callback] = {}
         self._signal_r: socket.socket | None = None
         self._signal_w: socket.socket | None = None
-        self._stopping = False
         self.turned_at = time.monotonic()
         """When the last turn began (monotonic seconds): the age of it is the liveness of the worker."""
         self.add_reader(self._wake_r, self._drain_wake)
@@ -127,8 +126,7 @@ class Loop:
         except BlockingIOError:
             return
         for number in numbers:
-            handler = self._signals.get(number)
-            if handler is not None:
+            if (handler := self._signals.get(number)) is not None:
                 self._call(handler, (number,))
 
     # -- turning
@@ -142,9 +140,8 @@ class Loop:
             timeout_s = until if timeout_s is None else min(timeout_s, until)
         events = self._selector.select(timeout_s)
         self.turned_at = time.monotonic()
-        registered = self._selector.get_map()
         for key, mask in events:
-            if registered.get(key.fd) is not key:
+            if self._selector.get_map().get(key.fd) is not key:
                 continue  # an earlier callback of this turn removed or changed it; if changed, it comes again
             reader, reader_args, writer, writer_args = key.data
             if mask & selectors.EVENT_READ:
@@ -155,11 +152,6 @@ class Loop:
         self._run_timers()
         for callback in self._turn_end:
             self._call(callback, ())
-
-    def run(self) -> None:
-        """Turn until `stop`."""
-        while not self._stopping:
-            self.turn()
 
     def run_until(self, condition: Callable[[], object], deadline: float | None = None) -> bool:
         """Turn until `condition()` holds; False when the monotonic `deadline` passed first.
@@ -174,10 +166,6 @@ class Loop:
             self.turn(min(wait, left))
             wait = 1.0
         return True
-
-    def stop(self) -> None:
-        """End `run` after this turn."""
-        self._stopping = True
 
     def close(self) -> None:
         """Give back the descriptors of the loop itself."""

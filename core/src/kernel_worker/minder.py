@@ -37,9 +37,8 @@ class Minder:
 
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
-        self._native = executor.native
         self.asleep = True
-        """Whether it must be woken by a job that begins."""
+        """Whether it must be woken by whatever job begins."""
         self.limited = False
         """Whether a job that began may have a soft limit. Set by slots after their deadline."""
         self._over = False
@@ -55,7 +54,7 @@ class Minder:
 
     def start(self) -> None:
         """Start the thread. After any fork, before the first job."""
-        self._native.start_thread(self._mind)
+        self._executor.native.start_thread(self._mind)
 
     def stop(self) -> None:
         """End the thread: an inline executor's process goes on without it."""
@@ -63,7 +62,7 @@ class Minder:
         self.wake()
 
     def wake(self) -> None:
-        """A job begins, and the minder sleeps."""
+        """A job begins, and the minder sleeps, or would look too late."""
         self.asleep = False
         try:
             write(self._wake_w, b"\0")
@@ -77,33 +76,38 @@ class Minder:
             now = time.monotonic()
             if executor.is_busy or executor.reports.ended:
                 idle_since = now
-            if now - idle_since > MINDER_IDLE_S:
-                if executor.begun_at:
-                    memory.give_back()
-                self._sleep_until_woken()
-                idle_since = time.monotonic()
-                continue
             try:
-                self._tick(now)
-            except ChannelClosed:
+                if now - idle_since > MINDER_IDLE_S:
+                    if executor.begun_at:
+                        memory.give_back()
+                    self.asleep = True
+                    if not executor.is_busy:  # a job that started in between has seen the flag, or is seen here
+                        self._rest(3600.0)
+                    self.asleep = False
+                    idle_since = time.monotonic()
+                else:
+                    self._tick(now)
+            except ChannelClosed as error:
                 # The kernel is gone while a task runs. Its lease runs out and the message is
                 # delivered again: ending now is what keeps it from running twice at once.
-                os._exit(1)
+                try:
+                    write(2, f"executor {os.getpid()} ends: {error}\n".encode())
+                finally:
+                    os._exit(1)
             except Exception:  # the minder must go on whatever one tick meets
                 executor.runtime.soon(lambda: log.exception("minder", extra={"action": "minder_failed"}))
         os.close(self._wake_r)
         os.close(self._wake_w)
 
-    def _sleep_until_woken(self) -> None:
-        self.asleep = True
-        if not self._executor.is_busy:  # a job that started in between has seen the flag, or is seen here
-            self._rest(3600.0)
-        self.asleep = False
-
-    def _rest(self, wait_s: float) -> None:
+    def _rest(self, wait_s: float, *fds: int) -> list[int]:
+        ready = self._executor.native.poll([self._wake_r, *fds], wait_s)
         # Not read for nothing: each call gives up the interpreter, and is in the way of the task to get it back.
-        if self._native.poll([self._wake_r], wait_s):
-            read(self._wake_r, 64)
+        if self._wake_r in ready:
+            try:
+                read(self._wake_r, 64)
+            except OSError:  # what else it has closed may be somebody else's by now, or never be noticed
+                raise ChannelClosed("a task has closed descriptors that are not its own") from None
+        return ready
 
     def _tick(self, now: float) -> None:
         executor = self._executor
@@ -114,6 +118,8 @@ class Minder:
             self._deadline_s = INSIST_S
         if executor.reports.is_overdue(now):
             executor.runtime.soon(executor.reports.flush)
+            took_s = time.monotonic() - now  # a store that is away takes seconds to say so
+            now, self._deadline_s = now + took_s, max(0.0, self._deadline_s - took_s)
         since = now - executor.begun_at
         if since < LONG_TASK_S or not executor.is_busy:
             self._rest(min(max(LONG_TASK_S - since, MINDER_TICK_S), self._deadline_s))
@@ -137,14 +143,14 @@ class Minder:
     def _read_behind_task(self, wait_s: float) -> None:
         """One slot: who reads between tasks runs one now."""
         executor = self._executor
-        tag = executor.slots[0].tag
-        if self._native.poll([executor.channel.fileno()], wait_s) and executor.slots[0].tag == tag:
+        tag, channel = executor.slots[0].tag, executor.channel.fileno()
+        if channel in self._rest(wait_s, channel) and executor.slots[0].tag == tag:
             executor.receive()
 
     def _read_if_nobody_does(self, wait_s: float) -> None:
         """Frames that lie there for two ticks: a task holds the loop that should read them."""
         executor = self._executor
-        if self._native.poll([executor.channel.fileno()], 0.0):
+        if self._executor.native.poll([executor.channel.fileno()], 0.0):
             if self._unread_at == executor.reads:
                 executor.receive()
                 executor.runtime.soon(executor.runtime.look)

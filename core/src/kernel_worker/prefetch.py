@@ -11,7 +11,7 @@ BATCH_S = 0.1
 """Work held ready: about what is finished in this time at the measured rate."""
 FEW = ((100, 0.25), (200, 0.5))
 """(requests, seconds): the same for no more than so many, as beside tasks of some milliseconds a round trip to the broker costs
-as much as several of them; the second while so many more wait in the queues that no other worker goes short."""
+as much as several of them. The second while probably so many more wait in the queues that other workers do not go short."""
 MAX_HELD = 4000
 SURPLUS_S = 0.5
 """Work that waits here longer than this, by the measured rate, is given back for other workers."""
@@ -32,7 +32,7 @@ class Prefetch:
         self.slow = False
         """Nothing is held but what runs."""
         self.more = False
-        """More wait in the queues: the last fetch brought as many as were asked for."""
+        """The last fetch that brought any brought as many as were asked for, and no slot has been idle since."""
         self._rate_at = time.monotonic()
         self._rate_from = 0
         self._pace_at = 0.0
@@ -62,6 +62,7 @@ class Prefetch:
         :param is_idle: a slot has nothing to do.
         :return: how many requests may go on waiting for a slot; those beyond belong to other workers.
         """
+        self.more = self.more and not is_idle
         before = self.rate
         rate = self._measure(completed)
         self.rate = rate if rate > before else 0.5 * before + 0.5 * rate

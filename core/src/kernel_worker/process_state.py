@@ -27,6 +27,8 @@ WATCHED = (
 _NUMBERS = tuple(int(number) for number in WATCHED)
 LOOK_EVERY_S = 0.05
 """After a task that ends so long after the last look one looks in any case: it costs little beside that."""
+LONG_S = 0.001
+"""The same after one that ran for so long, when no other task waits."""
 
 
 class Changes:
@@ -81,14 +83,16 @@ class ProcessState:
         self._handlers = [getsignal(number) for number in _NUMBERS]
         self._told = False
         self._changes = watch()
-        self._changes.noted = False
-        self._looked_at = monotonic()
+        self._looked_at, self._changes.noted = monotonic(), False
 
-    def restore_if_due(self) -> None:
-        """As `restore`, where something has changed or enough time has passed. Between two tasks."""
-        if self._changes.noted or monotonic() - self._looked_at > LOOK_EVERY_S:
+    def restore_after(self, begun: float, is_last: bool) -> None:
+        """As `restore`, where the task that began then, or those before it, may have changed something.
+
+        :param is_last: no other one waits, and none may come for long.
+        """
+        since, long_s = (begun, LONG_S) if is_last else (self._looked_at, LOOK_EVERY_S)
+        if self._changes.noted or monotonic() - since > long_s:
             self.restore()
-            self._looked_at = monotonic()
 
     def restore(self) -> None:
         """Put back what has changed; tell of it once. Between two tasks."""
@@ -114,7 +118,7 @@ class ProcessState:
                 " and ".join(changed),
                 extra={"action": "process_state_restored"},
             )
-        self._changes.noted = False
+        self._looked_at, self._changes.noted = monotonic(), False
 
     def _go_back(self) -> None:
         try:

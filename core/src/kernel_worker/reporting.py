@@ -34,8 +34,8 @@ class Reports:
     """
 
     def __init__(self, app: LoadedApp, board: Board, native: Native, send: Callable[[bytes], None]) -> None:
-        self.ended: list[tuple[Job, Outcome]] = []
-        """What is neither stored nor reported."""
+        self.ended: list[tuple[int, Outcome]] = []
+        """What is neither stored nor reported, by tag: what a task has left in its job is not kept for so long."""
         self._app = app
         self._board = board
         self._send = send
@@ -72,7 +72,7 @@ class Reports:
                 self._board.idle(slot, self.done_through)
             if not self.ended:
                 self._first_ended_at = now
-            self.ended.append((job, outcome))
+            self.ended.append((job.tag, outcome))
             return len(self.ended) >= FLUSH_EVERY or now - self._first_ended_at > FLUSH_AFTER_S
 
     @property
@@ -136,7 +136,7 @@ class Reports:
             told = sum(1 for _, each in ended if each.kind is not OutcomeKind.SUCCESS or each.result is not None)
             with self._adding:  # others may have ended meanwhile: only these are known now
                 self._to_tell -= told
-                self.done_through = max(self.done_through, ended[-1][0].tag)
+                self.done_through = max(self.done_through, ended[-1][0])
         return True
 
     def _is_held(self) -> bool:
@@ -147,11 +147,11 @@ class Reports:
         self._retry_store_at = time.monotonic() + ASK_AGAIN_S
         return False
 
-    def _without_fenced(self, ended: list[tuple[Job, Outcome]]) -> list[StoredResult]:
+    def _without_fenced(self, ended: list[tuple[int, Outcome]]) -> list[StoredResult]:
         results = []
-        for job, outcome in ended:
-            if job.tag in self.fenced:
-                self.fenced.discard(job.tag)
+        for tag, outcome in ended:
+            if tag in self.fenced:
+                self.fenced.discard(tag)
                 outcome.result = None
             elif outcome.result is not None:
                 results.append(outcome.result)
@@ -160,7 +160,7 @@ class Reports:
     def _tell_unstored(self) -> None:
         """Their slots are free although they are not reported: without knowing, the kernel would give nothing more, and
         hold it against them if this executor were lost."""
-        tags = [job.tag for job, _ in list(self.ended)]
+        tags = [tag for tag, _ in list(self.ended)]
         if len(tags) != self._told_unstored:
             self._told_unstored = len(tags)
             self._send(pack_json(Frame.UNSTORED, tags))
@@ -206,23 +206,23 @@ class Reports:
                 )
 
 
-def report(ended: list[tuple[Job, Outcome]]) -> bytes:
+def report(ended: list[tuple[int, Outcome]]) -> bytes:
     """The frames that tell these ends: DONE where there is nothing to say, else ENDED."""
     done: list[bytes] = []
     parts: list[bytes] = []
-    for job, outcome in ended:
+    for tag, outcome in ended:
         if outcome.kind is OutcomeKind.SUCCESS and not outcome.shown:
-            done.append(DONE_RECORD.pack(job.tag, 0, outcome.runtime))
+            done.append(DONE_RECORD.pack(tag, 0, outcome.runtime))
         else:
-            parts.append(pack_json(Frame.ENDED, _described(job, outcome)))
+            parts.append(pack_json(Frame.ENDED, _described(tag, outcome)))
     if done:
         parts.append(pack(Frame.DONE, b"".join(done)))
     return b"".join(parts)
 
 
-def _described(job: Job, outcome: Outcome) -> dict[str, Any]:
+def _described(tag: int, outcome: Outcome) -> dict[str, Any]:
     value = {
-        "tag": job.tag,
+        "tag": tag,
         "kind": int(outcome.kind),
         "runtime": outcome.runtime,
         # Without halves of surrogate pairs: no broker takes them in a reason.

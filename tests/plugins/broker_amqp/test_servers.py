@@ -214,56 +214,48 @@ def test_server_that_takes_no_publishes_holds_up_no_acknowledgement(
 
 @pytest.mark.faults
 @pytest.mark.timeout(300)
-def test_killed_and_restarted_server_keeps_what_was_confirmed(tmp_path: Path) -> None:
-    server = RabbitServer(tmp_path)
-    server.start()
+def test_killed_and_restarted_server_keeps_what_was_confirmed(start_rabbitmq: Callable[[], RabbitServer]) -> None:
+    server = start_rabbitmq()
     names = {f"t{n}" for n in range(100)}
-    try:
-        with connected(server.url) as broker, contextlib.closing(AmqpPublisher(server.url, {})) as publisher:
-            publisher.publish_many([message(name) for name in names])
-            held = collect(broker, 10)
-            settle(broker, Verdict.DELAY, *held[:5], until=time.time() + 1)
-            settle(broker, Verdict.DEAD, held[5], reason="kept")
+    with connected(server.url) as broker, contextlib.closing(AmqpPublisher(server.url, {})) as publisher:
+        publisher.publish_many([message(name) for name in names])
+        held = collect(broker, 10)
+        settle(broker, Verdict.DELAY, *held[:5], until=time.time() + 1)
+        settle(broker, Verdict.DEAD, held[5], reason="kept")
 
-            for _ in range(3):
-                server.kill()
-                server.start()
+        for _ in range(3):
+            server.kill()
+            server.start()
 
-            eventually(
-                lambda: not refused(lambda: (broker.connect(), broker.declare(broker.context.queues))), within_s=20
-            )
-            letters = [letter.reason for letter in broker.dead_letters(QUEUE)]
-            # What was acknowledged just before the end may come once more.
-            left = names - set(ids(held[5:6]))
-            eventually(lambda: left.difference_update(ids(broker.fetch(100, 0.2))) or not left, within_s=20)
-            assert letters == ["kept"]
-    finally:
-        server.stop()
+        eventually(lambda: not refused(lambda: (broker.connect(), broker.declare(broker.context.queues))), within_s=20)
+        letters = [letter.reason for letter in broker.dead_letters(QUEUE)]
+        # What was acknowledged just before the end may come once more.
+        left = names - set(ids(held[5:6]))
+        eventually(lambda: left.difference_update(ids(broker.fetch(100, 0.2))) or not left, within_s=20)
+        assert letters == ["kept"]
 
 
 @pytest.mark.faults
 @pytest.mark.timeout(300)
-def test_acknowledgement_that_takes_longer_than_the_server_allows_costs_that_message_only(tmp_path: Path) -> None:
+def test_acknowledgement_that_takes_longer_than_the_server_allows_costs_that_message_only(
+    start_rabbitmq: Callable[[], RabbitServer],
+) -> None:
     """RabbitMQ's consumer_timeout, 30 minutes by default."""
-    server = RabbitServer(tmp_path)
-    server.start()
-    try:
-        server.control("eval", "application:set_env(rabbit, consumer_timeout, 1000).")
-        server.control("eval", "application:set_env(rabbit, channel_tick_interval, 500).")
-        with connected(server.url) as broker:
-            broker.publish(QUEUE, envelope(task_id="slow"))
-            (held,) = collect(broker, 1)
+    server = start_rabbitmq()
+    server.control("eval", "application:set_env(rabbit, consumer_timeout, 1000).")
+    server.control("eval", "application:set_env(rabbit, channel_tick_interval, 500).")
+    with connected(server.url) as broker:
+        broker.publish(QUEUE, envelope(task_id="slow"))
+        (held,) = collect(broker, 1)
 
-            def again() -> bool:
-                broker.renew([held])
-                return not held.receipt.lane.is_open
+        def again() -> bool:
+            broker.renew([held])
+            return not held.receipt.lane.is_open
 
-            eventually(again, within_s=30, message="the server to close the channel")
-            (fresh,) = collect(broker, 1)
-            ack(broker, held)
+        eventually(again, within_s=30, message="the server to close the channel")
+        (fresh,) = collect(broker, 1)
+        ack(broker, held)
 
-            assert (fresh.headers["id"], fresh.recovered) == ("slow", True)
-            assert broker._link is not None
-            assert broker._link.is_open
-    finally:
-        server.stop()
+        assert (fresh.headers["id"], fresh.recovered) == ("slow", True)
+        assert broker._link is not None
+        assert broker._link.is_open

@@ -142,7 +142,11 @@ def compile_call(task: Task[..., Any, Any], shop: Workshop) -> Callable[[Any], O
     set_current, reset_current, clock = CURRENT.set, CURRENT.reset, perf_counter
 
     def call(job: NativeJob) -> Outcome:
-        context = job.context or begin(job)
+        context = job.context
+        if context is None:
+            context = begin(job)
+        else:  # nobody else gets it: what the task leaves in it ends with this call
+            job.context = job.call = None
         if type(context) is Outcome:
             return context
         token = set_current(context)

@@ -100,6 +100,8 @@ class NativeApp(LoadedApp):
         self.app = app
         self._codec = MetaCodec(app.conf, StoredResult)
         self._accept = content_types(app.conf.accept_content)
+        self._tasks: dict[str, Task[..., Any, Any]] = {}
+        """Those that are compiled."""
         self._calls: dict[str, Call] = {}
         self._async_calls: dict[str, Any] = {}
         self._verbose = False
@@ -130,7 +132,8 @@ class NativeApp(LoadedApp):
             redirect_output(self.app.conf.worker_redirect_stdouts_level)
         shop.endings.verbose = self._verbose
         shop.claim = self.claim
-        for name, task in self.app.tasks.items():
+        self._tasks = dict(self.app.tasks)
+        for name, task in self._tasks.items():
             call = compile_call(task, shop)
             wrapped = self._calls[name] = wrap(name, call)
             # A call that a plugin has wrapped is run on a thread: the wrapper waits for its end.
@@ -173,7 +176,7 @@ class NativeApp(LoadedApp):
             return job
         envelope, call = found
         read = NativeJob(job, envelope, envelope.headers, call)
-        task = self.app.tasks.get(envelope.headers["task"])
+        task = self._tasks.get(envelope.headers["task"])
         if task is not None and envelope.headers.get("expires") is None:
             read.context = self._shop.context(read, task, call)
         return read

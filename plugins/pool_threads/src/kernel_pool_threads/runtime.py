@@ -5,6 +5,7 @@ The main thread reads what the kernel sends; each slot is a thread, started when
 
 from __future__ import annotations
 
+import os
 import threading
 from queue import SimpleQueue
 from threading import get_ident
@@ -12,6 +13,7 @@ from threading import get_ident
 from kernel_worker.drivers import Call, Native, Runtime
 from kernel_worker.executor import Executor, PlainNative
 from kernel_worker.types import Job, Outcome
+from kernel_worker.wire import ChannelClosed
 
 from .interruption import Interruption
 
@@ -73,9 +75,17 @@ class ThreadsRuntime(Runtime):
     # -- the threads
 
     def _work(self, slot: int) -> None:
+        self._interruptions[get_ident()] = Interruption(get_ident())
+        try:
+            self._run_jobs(slot)
+        except ChannelClosed:
+            # Nobody hears of any end. If a task has closed the descriptor the main thread does not learn it: it waits in
+            # the system for what comes, and the kernel process sees nothing of it, either.
+            os._exit(1)
+
+    def _run_jobs(self, slot: int) -> None:
         executor = self._executor
         assert executor is not None
-        self._interruptions[get_ident()] = Interruption(get_ident())
         while self._turns.get():
             while executor.reports.is_congested:
                 executor.native.poll([], CONGESTED_S)
