@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import select
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
@@ -112,3 +113,16 @@ def test_it_notices_that_a_task_has_closed_what_is_not_its_own(minder: Minder, m
 
     with pytest.raises(ChannelClosed, match="a task has closed descriptors"):
         minder._rest(3600.0)
+
+
+def test_it_notices_that_a_task_has_closed_the_other_end_of_its_pipe(
+    minder: Minder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end_of_file, other_end = os.pipe()
+    os.close(other_end)
+    monkeypatch.setattr(minder, "_wake_r", end_of_file)
+
+    with pytest.raises(ChannelClosed, match="a task has closed descriptors"):
+        minder._rest(3600.0)
+
+    os.close(end_of_file)

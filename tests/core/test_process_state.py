@@ -25,7 +25,7 @@ def look():
 before = look()
 CHANGE
 assert look() != before
-state._looked_at -= LOOKED * LOOK_EVERY_S
+state._looked_at = time.monotonic() - LOOKED * LOOK_EVERY_S
 state.restore_after(time.monotonic() - RAN * LONG_S, is_last=IS_LAST)
 print("put back" if look() == before else "left", state._changes.noted)
 """
@@ -42,6 +42,7 @@ print("put back" if look() == before else "left", state._changes.noted)
         ("posix.chdir('/')", 2, 0, False, "put back"),
         ("posix.umask(0o7)", 2, 0, False, "put back"),
         ("posix.umask(0o7)", 0, 2, True, "put back"),
+        ("posix.umask(0o7)", 2, 0, True, "put back"),
     ],
 )
 def test_change_is_put_back(tmp_path: Path, change: str, looked: int, ran: int, is_last: bool, expected: str) -> None:

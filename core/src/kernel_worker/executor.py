@@ -41,7 +41,7 @@ READ_AHEAD = 16
 class PlainNative:
     """Thread primitives of an unpatched process."""
 
-    def start_thread(self, target: Callable[[], None]) -> None:
+    def start_thread(self, target: Callable[[], object]) -> None:
         threading.Thread(target=target, name="kw-minder", daemon=True).start()
 
     def lock(self) -> Any:
@@ -287,12 +287,9 @@ class Executor:
         state.begun = self.begun_at = begun = time.monotonic()
         self.board.start(slot, job.tag, begun, self.reports.done_through)
         minder = self.minder
-        if not job.soft:
-            state.deadline = 0.0
-            state.tag = job.tag
-        else:
-            state.deadline = begun + job.soft
-            state.tag = job.tag
+        state.deadline = begun + job.soft if job.soft else 0.0
+        state.tag = job.tag
+        if job.soft:
             minder.limited = True
         if minder.asleep or 0 < job.soft < SLOW_TICK_S:  # else the minder looks in time by itself
             minder.wake()
@@ -371,7 +368,7 @@ class Executor:
     def _fence(self, tags: list[int]) -> None:
         """Another worker has these jobs: they are not begun, what runs of them is cancelled, no end of them is stored."""
         fenced = set(tags)
-        waiting = [job for job in self._inbox if job.tag in fenced]
+        waiting = [job for job in list(self._inbox) if job.tag in fenced]
         for job in waiting:
             with contextlib.suppress(ValueError):  # taken by a slot in between
                 self._inbox.remove(job)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 import os
 import time
+from contextlib import suppress
+from functools import partial
 from os import pipe, read, set_blocking, write  # these, whatever is put in their place later
 from typing import TYPE_CHECKING
 
@@ -78,6 +80,7 @@ class Minder:
                 idle_since = now
             try:
                 if now - idle_since > MINDER_IDLE_S:
+                    idle_since = now
                     if executor.begun_at:
                         memory.give_back()
                     self.asleep = True
@@ -90,10 +93,12 @@ class Minder:
             except ChannelClosed as error:
                 # The kernel is gone while a task runs. Its lease runs out and the message is
                 # delivered again: ending now is what keeps it from running twice at once.
-                try:
-                    write(2, f"executor {os.getpid()} ends: {error}\n".encode())
-                finally:
-                    os._exit(1)
+                if self._over:
+                    break
+                # On a thread: who reads that may have stopped reading.
+                executor.native.start_thread(partial(write, 2, f"executor {os.getpid()} ends: {error}\n".encode()))
+                executor.native.poll([], 0.05)
+                os._exit(1)
             except Exception:  # the minder must go on whatever one tick meets
                 executor.runtime.soon(lambda: log.exception("minder", extra={"action": "minder_failed"}))
         os.close(self._wake_r)
@@ -102,12 +107,11 @@ class Minder:
     def _rest(self, wait_s: float, *fds: int) -> list[int]:
         ready = self._executor.native.poll([self._wake_r, *fds], wait_s)
         # Not read for nothing: each call gives up the interpreter, and is in the way of the task to get it back.
-        if self._wake_r in ready:
-            try:
-                read(self._wake_r, 64)
-            except OSError:  # what else it has closed may be somebody else's by now, or never be noticed
-                raise ChannelClosed("a task has closed descriptors that are not its own") from None
-        return ready
+        with suppress(OSError):
+            if self._wake_r not in ready or read(self._wake_r, 64):
+                return ready
+        # What else it has closed may be somebody else's by now, or never be noticed.
+        raise ChannelClosed("a task has closed descriptors that are not its own")
 
     def _tick(self, now: float) -> None:
         executor = self._executor
@@ -144,7 +148,7 @@ class Minder:
         """One slot: who reads between tasks runs one now."""
         executor = self._executor
         tag, channel = executor.slots[0].tag, executor.channel.fileno()
-        if channel in self._rest(wait_s, channel) and executor.slots[0].tag == tag:
+        if channel in self._rest(wait_s, channel) and tag and executor.slots[0].tag == tag:
             executor.receive()
 
     def _read_if_nobody_does(self, wait_s: float) -> None:

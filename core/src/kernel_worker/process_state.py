@@ -90,8 +90,8 @@ class ProcessState:
 
         :param is_last: no other one waits, and none may come for long.
         """
-        since, long_s = (begun, LONG_S) if is_last else (self._looked_at, LOOK_EVERY_S)
-        if self._changes.noted or monotonic() - since > long_s:
+        now = monotonic()
+        if self._changes.noted or now - self._looked_at > LOOK_EVERY_S or (is_last and now - begun > LONG_S):
             self.restore()
 
     def restore(self) -> None:

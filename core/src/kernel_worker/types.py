@@ -203,7 +203,7 @@ class AppInfo:
     """Remote-control commands of the application: permission, arguments (name to name of type), variadic, help."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Job:
     """One RUN frame, in the executor."""
 

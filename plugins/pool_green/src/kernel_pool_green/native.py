@@ -14,7 +14,7 @@ _POLLIN = select.POLLIN
 class SystemNative:
     """See `kernel_worker.Native`."""
 
-    def start_thread(self, target: Callable[[], None]) -> None:
+    def start_thread(self, target: Callable[[], object]) -> None:
         start_new_thread(target, ())
 
     def lock(self) -> Any:
