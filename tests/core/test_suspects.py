@@ -7,10 +7,11 @@ from functools import partial
 import pytest
 
 from kernel_worker.bus import Kind
+from kernel_worker.dispatcher import RECOUNT_S
 from kernel_worker.types import Delivery, OutcomeKind, Settlement, Verdict
 from kernel_worker.wire import Frame
 
-from .puppet import MakeStage, Stage, deliveries, delivery, told
+from .puppet import Clock, MakeStage, Stage, deliveries, delivery, told
 
 
 @pytest.fixture
@@ -246,6 +247,35 @@ def test_without_marks_what_is_in_its_queue_again_is_fetched_though_there_is_no_
     stage.count_marks()
 
     assert stage.allowances[-1] == (41, 1)
+
+
+def test_without_marks_a_fetch_under_way_takes_no_room_from_what_went_back(
+    make_stage: MakeStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cause: it brought others. What had gone back came when its wait was over, and so did all that went after it."""
+    stage = make_stage(can_mark=False)
+    monkeypatch.setattr(stage.dispatcher._prefetch, "limit", lambda slots, completed: 30)
+    stage.deliver(*recovered("a"))
+    monkeypatch.setattr(stage.dispatcher._prefetch, "limit", lambda slots, completed: 4)
+
+    stage.count_marks()
+
+    assert (30, 7) in stage.allowances
+    assert stage.allowances[-1] == (31, 1)
+
+
+def test_without_marks_nothing_is_given_back_while_what_went_back_is_awaited(
+    clock: Clock, make_stage: MakeStage
+) -> None:
+    """It would lie before that in the queue, and be fetched in its place."""
+    stage = make_stage(can_mark=False)
+    stage.deliver(*recovered(*(f"held {n}" for n in range(40))))
+    stage.count_marks()
+
+    clock.now += RECOUNT_S / 2
+    stage.turn()
+
+    assert stage.verdicts() == []
 
 
 def test_without_marks_a_message_that_others_took_is_not_waited_for(

@@ -118,13 +118,13 @@ def _wait_until_all_work(worker: WorkerProcess, pool: str, client: App, ledger: 
 
 
 def _rate(client: App, ledger: Ledger, prefix: str, slots: int) -> float:
-    """Tasks per second while fifty for each slot are worked off; the best of three times.
+    """Tasks per second while fifty for each slot are worked off; the best of five times.
 
     They wait for so long that the processor has little to do: a slot that is missing shows, what else runs on the machine
     does not.
     """
     rates = []
-    for turn in range(3):
+    for turn in range(5):
         keys = {f"{prefix}{turn}-{n}" for n in range(50 * slots)}
         for key in keys:
             client.send_task("nap", [key, 0.1])

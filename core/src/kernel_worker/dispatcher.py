@@ -323,7 +323,8 @@ class Dispatcher:
         """It is in its queue again, and counted. Only now its room is free, and there is room for one more until it has
         come: else another one would take it, and those beside it would be counted before it starts."""
         self._released += 1
-        self._awaited = max(self._awaited, self._received) + 1
+        # Beyond what may have been asked for already: a fetch that is under way brings others.
+        self._awaited = max(self._awaited, self._received, self._allowed) + 1
         for request in [each for each in self._recounting if each.delivery is delivery]:
             wait_s = RECOUNT_ALONE_S if request.suspicion is Suspicion.IN_WORKER else RECOUNT_S
             self.loop.call_later(wait_s, self._end_recount, request)
@@ -719,7 +720,7 @@ class Dispatcher:
         handles = [h for h in self.supervisor.executors.values() if _is_serving(h)]
         is_idle = any(_depth(handle) < handle.limit for handle in handles)
         keep = self._prefetch.tick(self._slots(), self.completed + self._delayed, is_idle)
-        if len(self.ready) + self.suspects.waiting > keep:
+        if len(self.ready) + self.suspects.waiting > keep and not self._recounting:  # it would come behind these
             self._give_up(len(self.ready) + self.suspects.waiting - self.suspects.blocked - keep)
         self._ticking = not self.closing and (self.held > 0 or self._prefetch.rate > 1.0)
         if self._ticking:
