@@ -51,6 +51,21 @@ def put(folder: Path, raw: bytes, queue: str = QUEUE) -> Path:
     return path
 
 
+@pytest.mark.timeout(20)
+def test_change_of_queues_waits_for_no_fetch(make: Make) -> None:
+    """Cause: fetches that follow each other hold the lock nearly always; the change came nine seconds late."""
+    broker = make()
+    assert isinstance(broker, FilesystemBroker)
+    broker.declare(queues(QUEUE, "added"))
+
+    with broker._fetch_lock:
+        broker.consume(queues(QUEUE, "added"))
+
+    broker.publish("added", envelope(queue="added"))
+    assert broker.fetch(1, 0.0) == [], "the interrupt is used up"
+    assert [each.queue for each in collect(broker, 1)] == ["added"]
+
+
 # ------------------------------------------------------------------ peers
 
 

@@ -128,9 +128,9 @@ class FilesystemBroker(Broker):
 
     def consume(self, queues: Sequence[QueueSpec]) -> None:
         """Take from these queues from the next `fetch` on."""
+        # Without the lock: fetches that follow each other hold it nearly always.
+        self._waiting = self._look_for(queues)
         super().consume(queues)
-        with self._fetch_lock:
-            self._waiting = self._look_for(queues)
 
     def _look_for(self, queues: Sequence[QueueSpec]) -> Waiting:
         return Waiting(self._folders.incoming, tuple(dict.fromkeys(queue.name for queue in queues)))
