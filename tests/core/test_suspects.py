@@ -264,6 +264,25 @@ def test_without_marks_a_fetch_under_way_takes_no_room_from_what_went_back(
     assert stage.allowances[-1] == (31, 1)
 
 
+def test_without_marks_the_room_beyond_a_fetch_ends_with_what_went_back(
+    make_stage: MakeStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = make_stage(can_mark=False)
+    monkeypatch.setattr(stage.dispatcher._prefetch, "limit", lambda slots, completed: 30)
+    stage.deliver(*recovered("a"))
+    monkeypatch.setattr(stage.dispatcher._prefetch, "limit", lambda slots, completed: 4)
+    stage.count_marks()
+
+    stage.deliver(delivery("short", "a", attempts=1))
+    afterwards = stage.allowed
+    stage.puppets[0].succeed("a")
+    stage.deliver(*recovered("b"))
+    stage.count_marks()
+
+    assert afterwards == 5
+    assert stage.allowed == 7, "two have ended here, and there is room for four and b"
+
+
 def test_without_marks_nothing_is_given_back_while_what_went_back_is_awaited(
     clock: Clock, make_stage: MakeStage
 ) -> None:

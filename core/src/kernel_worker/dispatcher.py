@@ -78,7 +78,7 @@ class Dispatcher:
         self._recounting: list[Request] = []
         """Those that went back to be counted, until they come again or somebody else has them."""
         self._awaited = 0
-        """How many deliveries there will have been when the last of them that is in its queue has come again."""
+        """How many deliveries there will have been when the last of them that is in its queue has come again; 0 = none is."""
         self._cut_off: dict[str, None] = {}
         """Ids of requests that were fenced, and have not come again: this worker lives, so nothing is held against them."""
         self._unknown = Unknown(unknown_max_returns)
@@ -706,7 +706,8 @@ class Dispatcher:
         allowed = self._released + limit + len(self.parked) + unstored
         if self.suspects.waiting:
             allowed += self.suspects.blocked
-        awaited = self._awaited if limit and self._recounting else 0
+        self._awaited = self._awaited if self._recounting else 0  # what was asked for then is over
+        awaited = self._awaited if limit else 0
         if awaited > self._received or allowed != self._allowed:
             self._allowed = max(allowed, awaited)
             # Worth a round trip: a quarter of what may be held, but never so much that a free slot waits for it.
