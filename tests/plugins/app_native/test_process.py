@@ -131,6 +131,7 @@ def test_task_loggers_and_printed_lines_name_their_task(client: App, kw: RunKw, 
         assert sum(line.endswith(f"WARNING/{_pid(line)}] say[{task_id}]: {text}") for line in lines) == 1, text
     assert any(line.endswith(f"say[{task_id}]: wrong") for line in lines)
     assert "ZeroDivisionError: division by zero" in lines
+    assert f"[{task_id}] succeeded" in lines[-1]
 
 
 def _pid(line: str) -> str:

@@ -19,7 +19,7 @@ from . import states
 from .context import Context
 from .exceptions import Ignore, Reject, Retry, TaskPredicate, TaskRevokedError, Terminated, TimeLimitExceeded
 from .following import Followers
-from .log import TASK_LOGGER
+from .log import PRINTED, TASK_LOGGER, flush_output
 from .meta import MetaCodec, address, writable
 from .representation import bounded_repr, describe_error, printable, safe_str
 from .retrying import automatic
@@ -262,6 +262,8 @@ def _out_of_memory(run: Run) -> Outcome:
 
 def _log(level: int, text: str, run: Run, *args: Any) -> None:
     if log.isEnabledFor(level):
+        if PRINTED in run.context.__dict__:
+            flush_output()  # the line that tells its end is the last one of a task
         task_id = printable(run.headers["id"])
         name = printable(str(run.headers.get("shadow") or run.task.name))
         extra = {"action": "task_ended", "task": name, "task_id": task_id, "runtime": run.runtime}
