@@ -12,7 +12,7 @@ import pytest
 from kernel_worker.testing import Ledger, WorkerProcess
 from tests.servers import RabbitServer, RedisServer
 
-DEAR = ("proof", "victim", "flower", "ear", "site")
+DEAR = ("proof", "victim", "flower", "ear", "site", "cannot_start")
 """Fixtures of whole modules that take seconds to make."""
 
 SHARED = ("rabbitmq_server", "wheels")

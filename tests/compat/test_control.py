@@ -390,7 +390,10 @@ def test_celerys_shutdown_is_obeyed_and_not_answered_by_both(site: Site, tmp_pat
     worker = start_kw(tmp_path, site.url, "ending-k", "-c", "1", "-n", "ending@kw", "--result-backend", site.results)
     try:
         peer.wait_until_ready()
-        nodes = ("-d", "ending@peer,ending@kw")
+        worker.wait_for_output("remote control listens")
+        both = ["ending@peer", "ending@kw"]
+        eventually(lambda: site.ask("ping", both), within_s=20)
+        nodes = ("-d", ",".join(both))
         code, text = site.clients["celery"].do(
             clients.command_line, "-b", site.url, "control", "-t", "0.5", *nodes, "shutdown"
         )

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,28 +95,28 @@ def workers(broker: RedisServer, ear: Ear, folder: Path) -> Iterator[dict[str, C
     print(f"--- Celery worker:\n{theirs.output[-3000:]}\n--- kw:\n{ours.output[-3000:]}")
 
 
-Send = Callable[[celery.Celery, str], str]
+Send = Callable[[celery.Celery, str, Ear], str]
 
 
 def plain(name: str, *args: Any, **options: Any) -> Send:
-    return lambda app, queue: str(app.send_task(f"compat.{name}", args, queue=queue, **options).id)
+    return lambda app, queue, ear: str(app.send_task(f"compat.{name}", args, queue=queue, **options).id)
 
 
-def revoked_while_parked(app: celery.Celery, queue: str) -> str:
-    result = app.send_task("compat.add", (1, 2), queue=queue, countdown=1.0)
-    time.sleep(0.3)  # received before it is revoked: the other order has other events
+def revoked_while_parked(app: celery.Celery, queue: str, ear: Ear) -> str:
+    result = app.send_task("compat.add", (1, 2), queue=queue, countdown=4.0)
+    eventually(lambda: ear.of_task(result.id), within_s=WITHIN_S)  # received before it is revoked, or it never is
     app.control.revoke(result.id)
     return str(result.id)
 
 
-def terminated(app: celery.Celery, queue: str) -> str:
+def terminated(app: celery.Celery, queue: str, ear: Ear) -> str:
     result = app.send_task("compat.tracked", (60,), queue=queue)
     eventually(lambda: result.state == "STARTED", within_s=WITHIN_S)
     app.control.revoke(result.id, terminate=True, signal="SIGKILL")
     return str(result.id)
 
 
-def revoked_before(app: celery.Celery, queue: str) -> str:
+def revoked_before(app: celery.Celery, queue: str, ear: Ear) -> str:
     task_id = celery.utils.uuid()
     app.control.revoke(task_id, reply=True, timeout=3, limit=2)
     return str(app.send_task("compat.add", (1, 2), queue=queue, task_id=task_id).id)
@@ -146,7 +145,7 @@ def test_task_is_told_of_as_celery_does(
     send, expected = scene
     told: dict[str, list[dict[str, Any]]] = {}
     for kind in (CELERY, KW):
-        task_id = send(app, QUEUES[kind])
+        task_id = send(app, QUEUES[kind], ear)
         eventually(
             lambda task_id=task_id: len(ear.of_task(task_id)) >= len(expected),
             within_s=WITHIN_S,
@@ -178,7 +177,7 @@ def test_worker_is_told_of_as_celery_does(kind: str, ear: Ear, workers: object) 
 
 
 def test_clock_of_a_worker_only_rises(ear: Ear, app: celery.Celery, workers: object) -> None:
-    first = plain("add", 1, 1)(app, QUEUES[KW])
+    first = plain("add", 1, 1)(app, QUEUES[KW], ear)
     eventually(lambda: len(ear.of_task(first)) == 3, within_s=WITHIN_S)
 
     clocks = [each["clock"] for each in ear.events if each["hostname"] == NODES[KW]]

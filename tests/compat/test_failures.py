@@ -72,7 +72,7 @@ def test_wrong_number_of_arguments_is_a_failure(pair: Pair) -> None:
 
 
 def test_retries_are_seen_until_the_last_one_succeeds(pair: Pair) -> None:
-    seen = pair.do(clients.states, "compat.retry", (2, 0.3), queue=pair.queue)
+    seen = pair.do(clients.states, "compat.retry", (2, 1.0), queue=pair.queue)
 
     assert [entry for entry in seen if entry[0] != "PENDING"] == [("RETRY", "ValueError"), ("SUCCESS", "2")]
 
@@ -108,7 +108,7 @@ def test_task_that_gives_up_without_an_error_says_so(pair: Pair) -> None:
 
 
 def test_started_state_tells_who_runs_it(pair: Pair) -> None:
-    seen = pair.do(clients.states, "compat.tracked", (0.3,), queue=pair.queue)
+    seen = pair.do(clients.states, "compat.tracked", (1.5,), queue=pair.queue)
 
     started, done = (entry for entry in seen if entry[0] != "PENDING")
     assert started[0] == "STARTED"

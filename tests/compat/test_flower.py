@@ -131,10 +131,15 @@ def known(flower: Flower, worker: WorkerProcess) -> dict[str, Any]:
 
     def is_known() -> bool:
         found.update(flower.worker())
-        return "stats" in found and "active_queues" in found
+        return {"stats", "active_queues", "registered"} <= found.keys()
 
     eventually(is_known, within_s=40, message=lambda: f"Flower to know {NODE}: {flower.output[-2000:]}")
     return found
+
+
+def say(flower: Flower, path: str, answer: str, **fields: Any) -> None:
+    """Carry out what may be done twice, until Flower says this: it waits a second for the worker's reply, no longer."""
+    eventually(lambda: flower.post(path, **fields) == answer, within_s=10, message=lambda: flower.post(path, **fields))
 
 
 def test_worker_is_online_with_pool_and_queues(flower: Flower, known: dict[str, Any]) -> None:
@@ -186,25 +191,24 @@ def test_running_task_is_terminated(flower: Flower, client: ClientProcess, known
 
 
 def test_task_that_waits_is_revoked(flower: Flower, client: ClientProcess, known: object) -> None:
-    task_id = client.do(clients.send, "compat.add", (1, 1), queue=QUEUE, countdown=1.5)
+    task_id = client.do(clients.send, "compat.add", (1, 1), queue=QUEUE, countdown=5)
     eventually(lambda: flower.task(task_id).get("state") == "RECEIVED", within_s=10)
 
     flower.post(f"/api/task/revoke/{task_id}")
 
-    eventually(lambda: flower.task(task_id).get("state") == "REVOKED", within_s=10)
+    eventually(lambda: flower.task(task_id).get("state") == "REVOKED", within_s=20)
 
 
 def test_rate_limit_is_set(flower: Flower, known: object) -> None:
-    message = flower.post("/api/task/rate-limit/compat.tracked", workername=NODE, ratelimit="7/s")
+    path = "/api/task/rate-limit/compat.tracked"
+    say(flower, path, "new rate limit set successfully", workername=NODE, ratelimit="7/s")
 
-    assert message == "new rate limit set successfully"
-    assert "compat.tracked [rate_limit=7/s]" in flower.worker()["registered"]
+    eventually(lambda: "compat.tracked [rate_limit=7/s]" in flower.worker()["registered"], within_s=10)
 
 
 def test_time_limits_are_set(flower: Flower, known: object) -> None:
-    message = flower.post("/api/task/timeout/compat.tracked", workername=NODE, hard=20, soft=10)
-
-    assert message == "time limits set successfully"
+    path = "/api/task/timeout/compat.tracked"
+    say(flower, path, "time limits set successfully", workername=NODE, hard=20, soft=10)
 
 
 def test_pool_grows_and_shrinks(flower: Flower, known: object) -> None:
@@ -222,10 +226,10 @@ def test_queues_are_added_and_cancelled(flower: Flower, known: object) -> None:
     def queues() -> list[str]:
         return [queue["name"] for queue in flower.worker()["active_queues"]]
 
-    assert flower.post(f"/api/worker/queue/add-consumer/{NODE}", queue="beds") == "add consumer beds"
+    say(flower, f"/api/worker/queue/add-consumer/{NODE}", "add consumer beds", queue="beds")
     eventually(lambda: queues() == [QUEUE, "beds"], within_s=10)
 
-    assert flower.post(f"/api/worker/queue/cancel-consumer/{NODE}", queue="beds") == "no longer consuming from beds"
+    say(flower, f"/api/worker/queue/cancel-consumer/{NODE}", "no longer consuming from beds", queue="beds")
     eventually(lambda: queues() == [QUEUE], within_s=10)
 
 

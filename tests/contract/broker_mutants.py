@@ -46,7 +46,7 @@ class PopsBeforeRegistering(MemoryBroker):
 
     def fetch(self, limit: int, timeout: float) -> list[Delivery]:
         popped = self.storage.pop_all(self.context.holder, self.context.lease_s, self.names, limit, timeout)
-        time.sleep(0.002)  # the round trip
+        time.sleep(0.02)  # the round trip: most victims are killed in it
         self.storage.put_reserved(popped)
         return [self.delivery(*each) for each in popped]
 

@@ -148,7 +148,7 @@ class PollsSlowly(MemoryResults):
         while (meta := self.fetch(task_id)) is None or not is_final(meta):
             if time.monotonic() >= end:
                 return None
-            time.sleep(min(2.0, max(0.0, end - time.monotonic())))
+            time.sleep(min(2.8, max(0.0, end - time.monotonic())))
         return meta
 
 

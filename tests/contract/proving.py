@@ -23,21 +23,20 @@ class Proof:
     output: str
 
 
-def prove(module: str, expected: Mapping[str, str], folder: Path) -> Proof:
+def prove(module: str, expected: Mapping[str, str], folder: Path, *, at_once: int = RUNS_AT_ONCE) -> Proof:
     """Run, for each mutant, the test of class `Test<mutant>` that is expected to fail.
 
     Only failures count: a test that breaks in its set-up or at collection proves nothing.
 
     :param module: text of a test module.
     :param expected: mutant to test name; "" runs the mutant's whole suite.
+    :param at_once: so many runs share the tests.
     """
     file = folder / "test_mutants.py"
     file.write_text(module)
     chosen = [f"{file}::Test{mutant}" + (f"::{test}" if test else "") for mutant, test in expected.items()]
-    with ThreadPoolExecutor(RUNS_AT_ONCE) as pool:
-        outputs = list(
-            pool.map(lambda share: run_pytest(share, folder), (chosen[n::RUNS_AT_ONCE] for n in range(RUNS_AT_ONCE)))
-        )
+    with ThreadPoolExecutor(at_once) as pool:
+        outputs = list(pool.map(lambda share: run_pytest(share, folder), (chosen[n::at_once] for n in range(at_once))))
     output = "\n".join(outputs)
     failed: dict[str, set[str]] = defaultdict(set)
     for mutant, test in re.findall(r"^FAILED .*::Test(\w+)::(\w+)", output, re.MULTILINE):

@@ -36,7 +36,8 @@ def proof(tmp_path_factory: pytest.TempPathFactory) -> Proof:
         )
     # what the mutants break, the correct pool of the same make does
     whole = {f"ExecPool::{test}": "" for test in CAUGHT_BY.values()}
-    return prove(module, CAUGHT_BY | whole, folder)
+    # Fewer at once than others: these start workers, which have to keep their times.
+    return prove(module, CAUGHT_BY | whole, folder, at_once=3)
 
 
 def test_every_mutant_is_tried() -> None:

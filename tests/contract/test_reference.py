@@ -28,7 +28,6 @@ from .reference import COUNT_DOWN, EchoStep, MemoryBroker, MemoryResults, storag
 class TestMemoryBroker(BrokerContract):
     """Storage in the test's own process."""
 
-    short_lease_s = 0.2
     deviations = {"test_processes_killed_while_reserving_lose_nothing": "the memory of one process"}
 
     @pytest.fixture
@@ -43,8 +42,6 @@ class TestMemoryBroker(BrokerContract):
 
 class TestServedMemoryBroker(LeaseTests):
     """Storage in a server process, as real brokers have it, and holders that are killed."""
-
-    short_lease_s = 0.2
 
     @pytest.fixture
     def make_broker(self, tmp_path: Path) -> Iterator[MakeBroker]:

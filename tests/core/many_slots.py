@@ -16,7 +16,7 @@ from kernel_worker.testing import Ledger, eventually
 from kernel_worker.types import OutcomeKind
 from kernel_worker.wire import DONE_RECORD, Frame, pack
 
-from .executor_process import ExecutorProcess, executor_process, open_gate
+from .executor_process import KEEPS_ALL, ExecutorProcess, executor_process, open_gate
 from .toy_app import stored
 
 SLOTS = 8
@@ -82,7 +82,7 @@ class ManySlots:
             took.append(time.monotonic() - begun)
         open_gate(gate)
 
-        assert min(took) < 0.004, "it waited for the minder"
+        assert min(took) < 0.05, "it waited for the minder"
 
     def test_a_burst_is_run_whole_and_reported_in_few_frames(self, executor: ExecutorProcess) -> None:
         count = 400
@@ -203,23 +203,24 @@ class ManySlots:
         took = time.monotonic() - begun
         open_gate(gate)
 
-        assert took < 1.0
+        assert took < 5.0
         assert 1 in executor.done()
 
     # -- the end
 
-    def test_retire_runs_what_is_there_and_ends(self, executor: ExecutorProcess, ledger: Ledger, gate: Path) -> None:
-        hold_all(executor, ledger, gate, 3)
-        executor.channel.send(executor.packed(20, "toy.noop") + pack(Frame.RETIRE))
-        first = executor.done()
-        executor.frames(0.1)
-        alive = executor.process.poll() is None
-        open_gate(gate)
+    def test_retire_runs_what_is_there_and_ends(self, ledger: Ledger, gate: Path) -> None:
+        with executor_process(change=KEEPS_ALL, slots=SLOTS, runtime=self.runtime) as executor:
+            hold_all(executor, ledger, gate, 3)
+            executor.channel.send(executor.packed(20, "toy.noop") + pack(Frame.RETIRE))
+            first = executor.done()
+            executor.frames(0.1)
+            alive = executor.process.poll() is None
+            open_gate(gate)
 
-        assert first == [20]
-        assert alive
-        assert sorted(executor.done(3)) == [1, 2, 3]
-        assert executor.wait() == 0
+            assert first == [20]
+            assert alive
+            assert sorted(executor.done(3)) == [1, 2, 3]
+            assert executor.wait() == 0
 
     def test_a_task_is_cancelled_while_the_executor_retires(
         self, executor: ExecutorProcess, ledger: Ledger, gate: Path

@@ -65,8 +65,11 @@ class Host:
 
     def until(self, condition: Callable[[], object]) -> None:
         deadline = time.monotonic() + WITHIN_S
-        while not condition():
-            assert time.monotonic() < deadline, f"not within {WITHIN_S:g} s"
+        while True:
+            is_late = time.monotonic() > deadline  # asked first: the last look is one after the deadline
+            if condition():
+                return
+            assert not is_late, f"not within {WITHIN_S:g} s"
             self.loop.turn(0.005)
 
     def connect(self) -> None:
@@ -245,9 +248,12 @@ def test_settled_is_false_until_the_broker_has_done_it(host: Host, broker: Memor
     host.connect()
     host.host.allow(1, 1)
     host.until(lambda: host.delivered)
+    gate = threading.Event()
+    broker.on_settle = lambda batch: gate.wait(WITHIN_S)  # type: ignore[method-assign]
 
     host.ack(*host.delivered)
     before = host.host.settled
+    gate.set()
     host.until(lambda: host.host.settled)
 
     assert not before
@@ -265,7 +271,7 @@ def test_a_batch_that_failed_is_repeated_as_a_whole_when_the_broker_is_back(host
     host.until(lambda: "down: connection refused" in host.events)
     settled_early = host.host.settled
     broker.come_back()
-    host.until(lambda: host.host.settled)
+    host.until(lambda: host.host.settled and len(host.events) == 3)
 
     assert not settled_early
     assert broker.acked == ["a", "b"]
@@ -388,8 +394,8 @@ def test_leases_of_what_is_held_are_renewed_three_times_in_their_time(monkeypatc
     host = Host(broker)
     host.held = [Delivery("celery", b"", {}, receipt=1)]
     try:
-        host.connect()
         begun = time.monotonic()
+        host.connect()
         host.until(lambda: len(broker.renewals) >= 3)
         took = time.monotonic() - begun
     finally:
@@ -424,12 +430,11 @@ def test_a_renewal_that_fails_has_the_connection_mended(broker: MemoryBroker, mo
 def test_a_broker_that_is_away_at_first_is_waited_for_and_told_once(host: Host, broker: MemoryBroker) -> None:
     broker.go_away()
     host.host.start()
-    host.until(lambda: broker.calls["connect"] >= 5)
+    host.until(lambda: broker.calls["connect"] >= 5 and host.events)
     told = list(host.events)
 
     broker.come_back()
-    host.until(lambda: host.host.connected)
-    host.loop.turn(0)
+    host.until(lambda: host.events[-1:] == ["up"])
 
     assert told == ["down: connection refused"]
     assert host.events == ["down: connection refused", "up"]
@@ -546,12 +551,15 @@ def test_deliveries_arrive_again_after_an_outage(host: Host, broker: MemoryBroke
 # -- the end
 
 
-def test_stop_interrupts_a_waiting_fetch_settles_what_is_left_and_closes(broker: MemoryBroker) -> None:
+def test_stop_interrupts_a_waiting_fetch_settles_what_is_left_and_closes(
+    broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kernel_worker.broker_host.FETCH_TIMEOUT_S", 10.0)
     host = Host(broker)
     broker.put(*messages("a"))
     host.connect()
     host.host.allow(2, 1)
-    host.until(lambda: host.delivered and broker.calls["fetch"] == 2)
+    host.until(lambda: host.delivered and broker.calls["fetch"] >= 2)
 
     begun = time.monotonic()
     host.ack(*host.delivered)
@@ -559,14 +567,15 @@ def test_stop_interrupts_a_waiting_fetch_settles_what_is_left_and_closes(broker:
     took = time.monotonic() - begun
     host.loop.close()
 
-    assert took < 0.5  # a fetch waits up to a second
+    assert took < 5.0  # the stop itself gives a fetch six seconds
     assert broker.acked == ["a"]
     assert broker.closed
     assert host.host.settled
     assert broker.offences == []
 
 
-def test_stop_fetching_does_not_wait(host: Host, broker: MemoryBroker) -> None:
+def test_stop_fetching_does_not_wait(host: Host, broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kernel_worker.broker_host.FETCH_TIMEOUT_S", 30.0)
     host.connect()
     host.host.allow(1, 1)
     host.until(lambda: broker.calls["fetch"])
@@ -578,7 +587,7 @@ def test_stop_fetching_does_not_wait(host: Host, broker: MemoryBroker) -> None:
     broker.put(*messages("late"))
     host.loop.turn(0.02)
 
-    assert took < 0.5
+    assert took < 5.0
     assert host.delivered == []
 
 
@@ -616,7 +625,7 @@ def test_stop_ends_in_time_while_the_broker_is_away(
     host.until(lambda: not any(thread.name in ("kw-fetch", "kw-settle") for thread in threading.enumerate()))
     host.loop.close()
 
-    assert took < 1.0
+    assert took < 5.0
     assert host.host.settled == (not ever_connected)
 
 
@@ -745,6 +754,7 @@ def _leased(lost: list[Delivery] | None, lease_s: float = 0.3) -> tuple[Host, Le
 
 
 def test_each_renewal_tells_until_when_messages_are_held() -> None:
+    begun = clock()
     host, _ = _leased([])
 
     host.until(lambda: len(host.renewed) >= 3)
@@ -753,7 +763,7 @@ def test_each_renewal_tells_until_when_messages_are_held() -> None:
     host.loop.close()
 
     assert host.renewed == sorted(host.renewed)
-    assert now < host.renewed[-1] <= now + 0.3
+    assert begun + 0.4 < host.renewed[-1] <= now + 0.3  # the third is asked for 0.2 s after the first at the soonest
     assert host.lost == []
 
 
@@ -788,7 +798,8 @@ def test_where_the_broker_cannot_tell_all_is_lost_with_the_lease_and_nothing_bef
     host.stop()
     host.loop.close()
 
-    assert host.lost == (host.delivered if away_s else [])
+    # A lease that is over once more, before the stop, loses them once more.
+    assert host.lost[: len(host.delivered)] == (host.delivered if away_s else [])
 
 
 def test_after_an_outage_longer_than_the_lease_it_is_renewed_at_once() -> None:
@@ -862,7 +873,7 @@ def test_a_call_that_does_not_come_back_is_told_once_and_so_is_its_end(
     broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Cause: a half-open connection held the settle thread, and nobody noticed until everything ran twice."""
-    monkeypatch.setattr("kernel_worker.broker_host.HANG_S", 0.1)
+    monkeypatch.setattr("kernel_worker.broker_host.HANG_S", 0.5)
     monkeypatch.setattr("kernel_worker.broker_host.WATCH_S", 0.02)
     host = Host(broker)
     broker.put(*messages("a"))
@@ -881,5 +892,5 @@ def test_a_call_that_does_not_come_back_is_told_once_and_so_is_its_end(
     host.loop.close()
 
     assert hanging == "settle"
-    assert host.events == ["up", "down: the driver has not come back from 'settle' for 0.1 s", "up"]
+    assert host.events == ["up", "down: the driver has not come back from 'settle' for 0.5 s", "up"]
     assert broker.acked == ["a"]

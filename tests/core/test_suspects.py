@@ -238,6 +238,7 @@ def test_without_marks_the_room_of_a_message_is_kept_until_it_can_come_again(mak
     assert (stage.dispatcher.held, stage.dispatcher.prefetch_count) == (1, prefetch)
 
 
+@pytest.mark.usefixtures("clock")
 def test_without_marks_what_is_in_its_queue_again_is_fetched_though_there_is_no_room(make_stage: MakeStage) -> None:
     """Cause: a worker that had been fast held so many that the room of one was not worth a fetch; the copy was given up
     for lost, and its neighbours were counted."""
@@ -249,6 +250,7 @@ def test_without_marks_what_is_in_its_queue_again_is_fetched_though_there_is_no_
     assert stage.allowances[-1] == (41, 1)
 
 
+@pytest.mark.usefixtures("clock")
 def test_without_marks_a_fetch_under_way_takes_no_room_from_what_went_back(
     make_stage: MakeStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -264,6 +266,7 @@ def test_without_marks_a_fetch_under_way_takes_no_room_from_what_went_back(
     assert stage.allowances[-1] == (31, 1)
 
 
+@pytest.mark.usefixtures("clock")
 def test_without_marks_the_room_beyond_a_fetch_ends_with_what_went_back(
     make_stage: MakeStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

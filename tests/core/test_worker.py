@@ -94,7 +94,7 @@ def test_a_signal_while_the_broker_is_waited_for_ends_it_well(start: StartWorker
 
     worker.signal(number)
 
-    assert worker.wait(4.0) == 0
+    assert worker.wait(10.0) == 0
     assert worker.ledger.count("ready") == 0
 
 
@@ -105,7 +105,7 @@ def test_a_signal_while_the_application_is_imported_ends_it_well(start: StartWor
 
     worker.signal(signal.SIGTERM)
 
-    assert worker.wait(4.0) == 0
+    assert worker.wait(10.0) == 0
 
 
 def test_a_start_that_is_rolled_back_while_a_task_runs_puts_it_back_when_it_has_ended(
@@ -129,7 +129,7 @@ def test_a_signal_while_a_step_of_a_plugin_starts_rolls_back(start: StartWorker)
 
     worker.signal(signal.SIGTERM)
 
-    assert worker.wait(4.0) == 0
+    assert worker.wait(10.0) == 0
     assert [entry["event"] for entry in worker.ledger.entries()][-2:] == ["step stops", "broker closed"]
 
 
@@ -175,7 +175,7 @@ def test_quit_puts_running_work_back_at_once_without_counting(
     worker.wait()
 
     assert worker.settled() == {"a": "requeue"}
-    assert time.monotonic() - begun < 3.0
+    assert time.monotonic() - begun < 8.0
 
 
 @pytest.mark.parametrize("pool", POOLS)
@@ -192,7 +192,7 @@ def test_a_second_interrupt_does_not_wait_for_running_work(
     worker.wait()
 
     assert worker.settled() == {"a": "requeue"}
-    assert time.monotonic() - begun < 3.0
+    assert time.monotonic() - begun < 8.0
 
 
 @pytest.mark.parametrize("pool", POOLS)
@@ -207,7 +207,7 @@ def test_after_the_grace_period_running_work_goes_back_uncounted(
     worker.wait()
 
     assert worker.settled() == {"a": "requeue"}
-    assert 0.2 <= time.monotonic() - begun < 3.2
+    assert 0.2 <= time.monotonic() - begun < 8.0
 
 
 def test_a_storm_of_signals_is_one_shutdown_and_goes_on_waiting(start: StartWorker, trace: str, gate: Path) -> None:
@@ -265,14 +265,14 @@ def test_a_last_child_killed_while_the_worker_stops_is_not_waited_for(
 ) -> None:
     """Cause: the end of its task waited for an executor to be stored by, and while closing none is started any more:
     the worker sat out its grace period."""
-    worker = start(_hold(trace, gate), max_deliveries=1)
+    worker = start(_hold(trace, gate), max_deliveries=1, grace="30")
     _wait_until_started(trace)
     worker.signal(signal.SIGTERM)
     worker.wait_for("closing")
 
     os.kill(Ledger(trace).entries("start")[0]["pid"], signal.SIGKILL)
 
-    assert worker.wait(5.0) == 0
+    assert worker.wait(10.0) == 0
     assert worker.settled() == {"a": "dead"}
 
 
@@ -333,7 +333,7 @@ CANNOT_START: dict[str, tuple[dict[str, Any], int, str]] = {
         "kw: boot step 'toy' of toy (kernel-toy 1.0) failed: OSError: port 80 is taken",
     ),
     "no broker in time": (
-        {"away": True, "startup_timeout": "0.8", "pool": "solo"},
+        {"away": True, "startup_timeout": "3", "pool": "solo"},
         69,
         "gave up after --startup-timeout: still waiting for the broker (connection refused)",
     ),

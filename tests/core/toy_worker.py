@@ -63,11 +63,15 @@ class JournalBroker(MemoryBroker):
         delivery.attempts = self._attempts[delivery.headers["id"]]
         return delivery
 
+    def _settle(self, settlement: Settlement) -> None:
+        # First: what is put back may be fetched before all of the batch is settled.
+        self._attempts[settlement.delivery.headers["id"]] += settlement.count
+        super()._settle(settlement)
+
     def settle(self, batch: Sequence[Settlement]) -> None:
         super().settle(batch)
         for each in batch:
             task_id = each.delivery.headers["id"]
-            self._attempts[task_id] += each.count
             if each.verdict is Verdict.DEAD:
                 self._ledger.note("dead", id=task_id, reason=each.reason)
             else:

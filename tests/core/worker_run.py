@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -84,7 +85,7 @@ class WorkerRun:
             code = self.process.wait(within_s)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"it still runs: {self.ledger.entries()}\n{self.output}") from None
-        eventually(lambda: not self._group_lives(), within_s=2.0, message="processes are left behind")
+        eventually(lambda: not self._group_lives(), within_s=10.0, message="processes are left behind")
         return code
 
     def _group_lives(self) -> bool:
@@ -109,5 +110,6 @@ class WorkerRun:
     def kill(self) -> None:
         """Whatever is left of it. Idempotent."""
         if self._group_lives():
-            os.killpg(self.process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it ended in between
+                os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()

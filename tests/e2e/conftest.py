@@ -54,9 +54,9 @@ def nap(self, key, seconds):
     ledger.note("end", id=key)
 
 
-@app.task
-def hold(key):
-    ledger.note("start", id=key)
+@app.task(bind=True)
+def hold(self, key):
+    ledger.note("start", id=key, again=self.request.delivery_info["redelivered"])
     while not os.path.exists("release"):
         time.sleep(0.01)
     ledger.note("end", id=key)

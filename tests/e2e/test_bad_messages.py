@@ -52,6 +52,7 @@ class Victim:
         self.url = url
         self.folder = folder
         self.good = 0
+        eventually(lambda: len(worker.family()) == 4, within_s=WITHIN_S)  # with the fork server and both executors
         self.call_good(8)  # every executor has run something
         self.pids = worker.family()
         self.memory = {pid: memory(pid, "VmRSS") for pid in self.pids}

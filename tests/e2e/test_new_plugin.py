@@ -20,6 +20,7 @@ def make(kind: str, name: str, target: Path) -> subprocess.CompletedProcess[str]
     return subprocess.run(command, env=clean_environ(), capture_output=True, text=True)
 
 
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("kind", PARTS)
 def test_new_plugin_is_clean_and_passes_its_tests(kind: str, tmp_path: Path) -> None:
     target = tmp_path / "made"

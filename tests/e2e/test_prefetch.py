@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -13,19 +13,18 @@ from tests.e2e.conftest import client, sizes
 
 
 def test_two_workers_share_a_few_long_tasks(shop: Path, kw: RunKw, url: str, ledger: Ledger) -> None:
-    """10 tasks of half a second on 2 slots take 2.5 s; taken unfairly, up to 5."""
+    """Of 10 tasks of half a second each takes about 5; taken unfairly, one takes all, or all but what is given back."""
     for name in ("w1", "w2"):
         kw("run", "-A", "shop", "-b", url, "-c", "1", "-n", name)
 
     with client(url) as app:
-        began = time.monotonic()
         for n in range(10):
             app.send_task("shop.nap", [n, 0.5])
-        eventually(lambda: ledger.count("end") == 10, within_s=10)
-        took = time.monotonic() - began
+        eventually(lambda: ledger.count("end") == 10, within_s=20)
 
-    assert took <= 3.5
-    assert {entry["node"] for entry in ledger.entries("start")} == {"kw@w1", "kw@w2"}
+    counts = Counter(entry["node"] for entry in ledger.entries("start"))
+    assert counts.keys() == {"kw@w1", "kw@w2"}
+    assert min(counts.values()) >= 3, counts
 
 
 def test_long_task_leaves_the_others_to_other_workers(shop: Path, kw: RunKw, url: str, ledger: Ledger) -> None:
@@ -40,11 +39,11 @@ def test_long_task_leaves_the_others_to_other_workers(shop: Path, kw: RunKw, url
 
         eventually(
             lambda: sizes(url).in_flight <= 2,
-            within_s=5,
+            within_s=15,
             message=lambda: f"what the worker holds: {sizes(url)}",
         )
         other = kw("run", "-A", "shop", "-b", url, "-c", "1")
-        eventually(lambda: ledger.count("note") == 20, within_s=5)
+        eventually(lambda: ledger.count("note") == 20, within_s=15)
 
         assert ledger.count("end") == 0
         (shop / "release").touch()
@@ -64,27 +63,31 @@ def test_multiplier_bounds_what_is_held(shop: Path, kw: RunKw, url: str, ledger:
             app.send_task("shop.hold", [n])
         eventually(lambda: ledger.count("start") == 2, within_s=10)
 
-        # less than the half second after which any worker gives back what waits behind long tasks
         eventually(
             lambda: sizes(url).in_flight <= 2 * multiplier,
-            within_s=0.4,
             message=lambda: f"what the worker holds: {sizes(url)}",
         )
+        (shop / "release").touch()
+        eventually(lambda: ledger.count("end") == 40, within_s=20)
+
+    # any worker gives back what waits behind long tasks: one without the bound, nearly all of them
+    given_back = {entry["id"] for entry in ledger.entries("start") if entry["again"]}
+    assert len(given_back) <= 3 * multiplier
 
 
 def test_parked_task_is_held_by_nobody(shop: Path, kw: RunKw, url: str, ledger: Ledger) -> None:
     """Countdown and retry: the worker has nothing in hand meanwhile, and any worker may run it when it is due."""
     first = kw("run", "-A", "shop", "-b", url, "--result-backend", url, "-c", "1", "-n", "w1")
     with client(url) as app:
-        sent = app.send_task("shop.again", [1.5])
+        sent = app.send_task("shop.again", [4.0])
         eventually(lambda: ledger.count("try") == 1)
         # The retry's message is parked before the one that asked for it is settled.
         eventually(lambda: (now := sizes(url)).parked == 1 and (now.waiting, now.in_flight) == (0, 0))
         assert first.stop() == 0
         kw("run", "-A", "shop", "-b", url, "--result-backend", url, "-c", "1", "-n", "w2")
 
-        assert sent.get(timeout=10) == 1
+        assert sent.get(timeout=20) == 1
 
     tries = ledger.entries("try")
     assert [entry["retries"] for entry in tries] == [0, 1]
-    assert 1.4 < tries[1]["at"] - tries[0]["at"] < 4.0
+    assert tries[1]["at"] - tries[0]["at"] > 3.9

@@ -99,12 +99,14 @@ def test_pidfile_of_a_killed_worker_does_not_keep_the_next_one_out(shop: Path, k
 def test_grace_lets_a_task_end_that_is_short_enough(shop: Path, kw: RunKw, sqlite_url: str, ledger: Ledger) -> None:
     worker = kw("run", "-A", "shop", "-c", "1", "--grace", "10s")
     with client(sqlite_url) as app:
-        app.send_task("shop.nap", ["n", 1.0])
+        app.send_task("shop.hold", ["h"])
         eventually(lambda: ledger.count("start"))
 
-    assert worker.stop() == 0
+    worker.signal(signal.SIGTERM)
+    worker.wait_for_output("waiting up to 10 s for 1 running")
+    (shop / "release").touch()
+    assert worker.wait() == 0
     assert ledger.count("end") == 1
-    assert "waiting up to 10 s for 1 running" in worker.output
 
 
 def test_grace_of_nothing_puts_the_task_back(shop: Path, kw: RunKw, sqlite_url: str, ledger: Ledger) -> None:

@@ -135,7 +135,7 @@ def programs(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("name", PAGES)
 def test_page_works_as_written(name: str, folder: Path, programs: Path, tmp_path: Path) -> None:
     page = (ROOT / "docs" / name).read_text()

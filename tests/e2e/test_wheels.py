@@ -15,6 +15,8 @@ import pytest
 from kernel_worker.testing import eventually
 from tests.e2e.environments import Environment, clean_environ, members, run
 
+pytestmark = pytest.mark.timeout(240)  # environments are made, and packages installed
+
 PROJ = """\
 from kernel_app import App
 
@@ -95,7 +97,7 @@ def test_green_pool_is_one_more_distribution(wheels: Path, tmp_path_factory: pyt
     environment.install_members(wheels, "kernel-worker")
     (folder / "proj.py").write_text(PROJ)
     command = [environment.bin / "kw", "run", "-A", "proj", "-P", "gevent", "-c", "1000"]
-    refused = subprocess.run(command, cwd=folder, env=clean_environ(), capture_output=True, text=True, timeout=20)
+    refused = subprocess.run(command, cwd=folder, env=clean_environ(), capture_output=True, text=True, timeout=60)
 
     environment.install_members(wheels, "kernel-pool-gevent")
     call = "from proj import add; print(add.delay(2, 40).get(timeout=20))"
@@ -126,7 +128,7 @@ def test_core_alone_says_what_is_missing_and_how_to_install_it(core_alone: Envir
         env=clean_environ(),
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=60,
     )
 
     assert done.returncode == 2

@@ -129,9 +129,9 @@ def test_startup_timeout_ends_the_wait_for_a_server_that_refuses(
 ) -> None:
     port = rabbitmq_server.port
     url = f"amqp://guest:canary@127.0.0.1:{port}//" if trouble == "password" else f"{rabbitmq_server.url}nowhere"
-    worker = kw(*OPTIONS, "-b", url, "-c", "1", "--startup-timeout", "1", ready=False)
+    worker = kw(*OPTIONS, "-b", url, "-c", "1", "--startup-timeout", "4", ready=False)
 
-    assert worker.wait(within_s=15) == EX_UNAVAILABLE
+    assert worker.wait(within_s=30) == EX_UNAVAILABLE
     assert "refuses us" in worker.output
     assert "gave up after --startup-timeout" in worker.output
     assert "canary" not in worker.output

@@ -21,6 +21,8 @@ from tests.servers import RedisServer
 AGAIN_WITHIN_S = 10.0
 """After an outage the worker consumes again within this time."""
 EX_UNAVAILABLE = 69
+STARTUP_S = "4"
+"""Of `--startup-timeout`: the import of the application is over by then, and the server is what it waits for."""
 
 StartRedis = Callable[..., RedisServer]
 
@@ -134,10 +136,10 @@ def test_silent_connection_is_noticed_by_its_time_out(
 
     with proxy.blackhole():
         began = time.monotonic()
-        worker.wait_for_output("broker is away", within_s=10)
+        worker.wait_for_output("broker is away")
         took = time.monotonic() - began
 
-    assert took < 5.0  # one fetch of a second, and the time-out of a second
+    assert took < 10.0  # one fetch of a second, and the time-out of a second
     assert answers(redis_url)
     assert worker.stop() == 0
 
@@ -199,9 +201,9 @@ def test_worker_waits_for_a_server_that_is_down_at_start(folder: Path, kw: RunKw
 
 def test_startup_timeout_ends_the_wait_for_a_server(folder: Path, kw: RunKw, stopped_redis: RedisServer) -> None:
     url = stopped_redis.url.replace("//", "//:canary-password@")
-    worker = kw(*OPTIONS, "-b", url, "-c", "1", "--startup-timeout", "1", ready=False)
+    worker = kw(*OPTIONS, "-b", url, "-c", "1", "--startup-timeout", STARTUP_S, ready=False)
 
-    assert worker.wait(within_s=10) == EX_UNAVAILABLE
+    assert worker.wait(within_s=30) == EX_UNAVAILABLE
     assert "gave up after --startup-timeout" in worker.output
     assert f"127.0.0.1:{stopped_redis.port}" in worker.output
     assert "canary" not in worker.output
@@ -216,9 +218,9 @@ def test_startup_timeout_ends_the_wait_for_a_server_that_refuses(
     server = start_redis("--requirepass", "right") if trouble == "password" else start_redis()
     at = f"127.0.0.1:{server.port}"
     url = f"redis://:canary@{at}/0" if trouble == "password" else f"redis://{at}/99"
-    worker = kw(*OPTIONS, "-b", url, "-c", "1", "--startup-timeout", "1", ready=False)
+    worker = kw(*OPTIONS, "-b", url, "-c", "1", "--startup-timeout", STARTUP_S, ready=False)
 
-    assert worker.wait(within_s=10) == EX_UNAVAILABLE
+    assert worker.wait(within_s=30) == EX_UNAVAILABLE
     assert "gave up after --startup-timeout" in worker.output
     assert at in worker.output
     assert "canary" not in worker.output

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 
 import pytest
 
 from kernel_worker.testing import Ledger, eventually
 from tests.conftest import RunKw
-from tests.faults.application import LEASE_S, MODULE, OPTIONS, client, name
-
-TASK_S = 5.0
+from tests.faults.application import MODULE, OPTIONS, client, name, started
+from tests.faults.test_lease_lost import go_on, stand_still
 
 
 @pytest.mark.parametrize("pool", ["prefork", pytest.param("solo", marks=pytest.mark.faults)])
@@ -22,26 +20,22 @@ def test_paused_holder_settles_nothing_that_another_holds(
     acknowledgement counted, there would be nothing left for the third."""
     options = (*OPTIONS, "-b", url, "--result-backend", url, "-P", pool, *(("-c", "1") if pool == "prefork" else ()))
     key = name()
-
-    def starts(count: int) -> None:
-        eventually(
-            lambda: ledger.count("start", id=key) == count, within_s=LEASE_S + TASK_S + 10, message=f"start {count}"
-        )
-
-    paused = kw(*options)
+    paused = kw(*options, "-n", "first")
     with client(url) as app:
-        app.send_task(f"{MODULE}.work", [key, TASK_S])
-    starts(1)
-    paused.signal_group(signal.SIGSTOP)
-    second = kw(*options)
-    starts(2)
-    paused.signal_group(signal.SIGCONT)
+        app.send_task(f"{MODULE}.sign", [key], ignore_result=True)
+    started(ledger, key)
+    stand_still(paused, True, folder / "kw.db")
+    second = kw(*options, "-n", "second")
+    started(ledger, key, times=2)
+    go_on(paused, True)
     paused.wait_for_output("went to other workers", within_s=10)
+    (folder / "release-kw@first").touch()
     assert paused.stop() == 0
     second.kill()
-    third = kw(*options)
-    starts(3)
-    eventually(lambda: any(entry["at"] for entry in ledger.entries("end", id=key)), within_s=20)
+    third = kw(*options, "-n", "third")
+    started(ledger, key, times=3)
+    (folder / "release-kw@third").touch()
+    eventually(lambda: ledger.count("end", node="kw@third") == 1, within_s=20)
 
     assert third.stop() == 0
     assert ledger.count("start", id=key) == 3

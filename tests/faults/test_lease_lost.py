@@ -29,13 +29,13 @@ def test_stopped_worker_does_not_store_the_end_of_what_others_took_over(
     with client(url) as app:
         sent = app.send_task(f"{MODULE}.sign", [key])
         started(ledger, key)
-        _stop(first, whole, folder / "kw.db")
+        stand_still(first, whole, folder / "kw.db")
         second = kw(*options, "-P", "solo", "-n", "second")
         started(ledger, key, times=2)
         (folder / "release-kw@first").touch()
         if not whole and pool != POOLS[1]:  # the executor ends the task while its kernel process stands still
             eventually(lambda: ledger.count("end", node="kw@first"), within_s=5)
-        _go_on(first, whole)
+        go_on(first, whole)
         first.wait_for_output("went to other workers", within_s=10)
         assert sent.state == "PENDING"
         (folder / "release-kw@second").touch()
@@ -46,7 +46,7 @@ def test_stopped_worker_does_not_store_the_end_of_what_others_took_over(
     assert ledger.count("start", id=key) == 2
 
 
-def _stop(worker: WorkerProcess, whole: bool, database: Path) -> None:
+def stand_still(worker: WorkerProcess, whole: bool, database: Path) -> None:
     """Stop it, but not in the middle of a write to SQLite: that keeps everybody out for as long as it stands still."""
 
     def stop() -> bool:
@@ -58,13 +58,13 @@ def _stop(worker: WorkerProcess, whole: bool, database: Path) -> None:
                 connection.execute("BEGIN IMMEDIATE")
                 return True
             except sqlite3.OperationalError:
-                _go_on(worker, whole)
+                go_on(worker, whole)
                 return False
 
     eventually(stop, message="a moment without a write")
 
 
-def _go_on(worker: WorkerProcess, whole: bool) -> None:
+def go_on(worker: WorkerProcess, whole: bool) -> None:
     (worker.signal_group if whole else worker.signal)(signal.SIGCONT)
 
 

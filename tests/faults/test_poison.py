@@ -15,9 +15,10 @@ from tests.conftest import RunKw
 from tests.faults.application import MODULE, OPTIONS, client, name
 
 NEIGHBOURS = 100
-SETTLED_WITHIN_S = 0.5
-"""After its end a run is acknowledged within this time, on a machine that others use, too."""
-DIES_WITHIN_S = 0.1
+SETTLED_WITHIN_S = 1.0
+"""After its end a run is acknowledged within this time, on a machine that others use, too. Less than what is left of a
+lease when a worker that was started again has run the neighbours: else every second run would have its reason."""
+DIES_WITHIN_S = 0.5
 """From the start of the poison to the end of what is beside it."""
 POOLS = {"prefork": ("-P", "prefork", "-c", "2"), "solo": ("-P", "solo")}
 LAST_LOSS = "Worker exited prematurely: the worker that held it is gone (delivery 3 of at most 3)"
@@ -87,6 +88,7 @@ def check_poison(
     assert len(repeated) <= moving, repeated
 
 
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("pool", POOLS)
 def test_poison_starts_three_times_and_its_neighbours_end_once_each(
     url: str, folder: Path, kw: RunKw, ledger: Ledger, restarted: Restarted, pool: str
@@ -96,6 +98,7 @@ def test_poison_starts_three_times_and_its_neighbours_end_once_each(
     check_poison(url, url, pool, kw, ledger, restarted)
 
 
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("pool", ["prefork", pytest.param("solo", marks=pytest.mark.faults)])
 def test_poison_on_rabbitmq_starts_three_times_and_its_neighbours_end_once_each(
     amqp_url: str, redis_url: str, folder: Path, kw: RunKw, ledger: Ledger, restarted: Restarted, pool: str
@@ -119,6 +122,7 @@ def check_alternating(broker: str, results: str, deeds: str, kw: RunKw, ledger: 
     assert "(delivery 3 of at most 3)" in reason
 
 
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     "deeds", ["WEE", *(pytest.param(each, marks=pytest.mark.faults) for each in ("EWE", "WEW", "EEW", "EWW", "WWE"))]
 )

@@ -20,7 +20,7 @@ from tests.faults.application import MODULE, OPTIONS, client, name, started
 from tests.servers import RedisServer, free_port
 
 PASSWORD = "hunter2-of-redis"
-TOLD_WITHIN_S = 10.0
+TOLD_WITHIN_S = 30.0
 AGAIN_WITHIN_S = 20.0
 
 State = Callable[[redis.Redis], AbstractContextManager[None]]

@@ -18,7 +18,7 @@ from tests.faults.application import MODULE, OPTIONS, client, name, started
 from tests.faults.storm import seed
 from tests.servers import RedisServer, free_port
 
-STOPPED_WITHIN_S = 5.0
+STOPPED_WITHIN_S = 10.0
 NO_SECOND_CHANCE = {"KW_MAX_DELIVERIES": "1"}
 """If an attempt were counted, the task would become a dead letter at once."""
 MIXED = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD]

@@ -98,7 +98,7 @@ class Dispatcher:
         """Told how many deliveries may be fetched in total since the start, and how many are worth a
         round trip; set by the broker host. A running total needs no lock: only the fetch thread counts up."""
         self.has_ended: Callable[[Request], bool] = lambda request: False
-        """Concludes a request that is not due and shall never run; whether it did. Set by the plugin that keeps revokes."""
+        """Concludes a request that has not begun and never shall; whether it did. Set by the plugin that keeps revokes."""
         self.on_answer: Callable[..., object] = lambda number, reply: None
         """Told the replies of the application's remote-control commands."""
         self._received = 0
@@ -352,7 +352,7 @@ class Dispatcher:
                 request.final.count = False  # the same loss
             if request.is_fenced:
                 continue
-            if self.closing and request.conclude is None:
+            if not self.has_ended(request) and self.closing and request.conclude is None:
                 self._settle(Settlement(mark.delivery, Verdict.REQUEUE))
             elif handle.up and not handle.retiring and not handle.stalled and handle.key in self.supervisor.executors:
                 self._give(handle, request)
@@ -506,7 +506,7 @@ class Dispatcher:
         it was handed out) or its end is decided and only to be stored."""
         if request.is_fenced:
             return
-        if self.closing and not request.acked and request.conclude is None:
+        if not self.has_ended(request) and self.closing and not request.acked and request.conclude is None:
             self._settle(Settlement(request.delivery, Verdict.REQUEUE))
         elif request.suspicion is not None:
             self.suspects.add(request, first=True)

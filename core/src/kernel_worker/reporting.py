@@ -78,7 +78,7 @@ class Reports:
     @property
     def is_congested(self) -> bool:
         """Whether the result backend has been away for so long that no further job may be taken."""
-        return len(self.ended) >= MAX_UNSTORED and self._retry_store_at > 0.0
+        return self._retry_store_at > 0.0 and len(self.ended) + self._under_way >= MAX_UNSTORED
 
     def is_overdue(self, now: float) -> bool:
         """Whether something has waited too long to be reported."""
@@ -115,8 +115,8 @@ class Reports:
 
     def _flush(self) -> bool:
         with self._adding:
+            self._under_way = len(self.ended)  # first: `is_congested` takes no lock
             ended, self.ended = self.ended, []
-            self._under_way = len(ended)
         try:
             results = [outcome.result for _, outcome in ended if outcome.result is not None]
             if self.fenced:

@@ -111,16 +111,14 @@ class ExecSpawner(Spawner):
 
 
 class InlineSpawner(Spawner):
-    """The one executor is the worker's main thread: `run_inline` is to be called there."""
+    """The one executor is the worker's main thread."""
 
     can_kill = False
 
     def __init__(self, loop: Loop, hello: dict[str, Any], events: SpawnEvents) -> None:
         super().__init__(loop, hello, events)
-        self.births: list[Birth] = []
         self.on_birth: Any = None
         """Set by the worker: called on the loop thread when the executor is to begin."""
-        self.ended = False
 
     def spawn(self, birth: Birth) -> None:
         self.events.on_born(birth.key, os.getpid())

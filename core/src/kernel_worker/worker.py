@@ -320,7 +320,8 @@ class Worker:
             code = 1
             self._serves_inline = True
             try:
-                code = executor_main.main(Channel(birth.sock), birth.board)
+                if self._births.empty():  # else the worker is over, and nobody would ever tell the executor
+                    code = executor_main.main(Channel(birth.sock), birth.board)
             except BaseException:  # sys.exit() in a hook, too. Told to the supervisor by its frames; here for the log
                 log.exception("inline executor failed", extra={"action": "executor_failed"})
             finally:

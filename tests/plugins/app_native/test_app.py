@@ -436,6 +436,7 @@ app.task(nam="x")  # wrong
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)
 def test_wrong_arguments_are_found_by_a_type_checker(tmp_path: Any) -> None:
     (tmp_path / "typed.py").write_text(TYPED)
     command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "cache"), "typed.py"]

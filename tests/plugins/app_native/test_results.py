@@ -78,13 +78,11 @@ def test_get_goes_on_waiting_over_states_that_are_not_final(app: App) -> None:
 
 def test_on_interval_is_called_while_waiting(app: App) -> None:
     ticks: list[float] = []
-    started = time.monotonic()
 
     with pytest.raises(TimeoutError):
-        app.AsyncResult("x").get(timeout=0.05, interval=0.01, on_interval=lambda: ticks.append(time.monotonic()))
+        app.AsyncResult("x").get(timeout=0.5, interval=0.01, on_interval=lambda: ticks.append(time.monotonic()))
 
-    assert 2 <= len(ticks) <= 6
-    assert time.monotonic() - started < 1
+    assert 2 <= len(ticks) <= 51
 
 
 def test_a_failure_is_raised_or_returned(app: App) -> None:

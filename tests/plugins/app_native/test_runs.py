@@ -357,6 +357,7 @@ def test_a_limit_raised_in_the_event_loop_ends_the_coroutine(app: App, worker: M
     @app.task
     async def sleeps() -> None:
         try:
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
             await asyncio.sleep(60)
         finally:
             ended.append("cancelled")
@@ -369,10 +370,7 @@ def test_a_limit_raised_in_the_event_loop_ends_the_coroutine(app: App, worker: M
     at_work = worker(app)
     before = signal.signal(signal.SIGALRM, limit)
     try:
-        outcomes = []
-        for _ in range(2):
-            signal.setitimer(signal.ITIMER_REAL, 0.05)
-            outcomes.append(at_work.run())
+        outcomes = [at_work.run() for _ in range(2)]
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

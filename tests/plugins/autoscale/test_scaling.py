@@ -85,13 +85,13 @@ def test_long_tasks_get_a_slot_each_and_none_is_interrupted(kw: RunKw, tmp_path:
 def test_slots_of_one_process_follow_the_load(kw: RunKw, tmp_path: Path, ledger: Ledger) -> None:
     (tmp_path / "toy.py").write_text(APP)
     options = ["--autoscale=20,2", "--autoscale-keepalive=1", "-l", "info", "-f", "kw.log"]
-    worker = kw("run", "-A", "toy", "-P", "threads", "--plugins", "threads,sqlite,autoscale", *options)
     app = App("client", broker_url=f"sqlite:///{tmp_path}/kw.db", result_backend=None)
-
-    family = worker.family()
     for _ in range(200):
         app.send_task("nap", [0.2])
     app.close()
+
+    worker = kw("run", "-A", "toy", "-P", "threads", "--plugins", "threads,sqlite,autoscale", *options)
+    family = worker.family()
     eventually(lambda: ledger.count("nap") == 200, within_s=15)
     eventually(lambda: " to 2 slots: 0 running, none waiting" in (tmp_path / "kw.log").read_text(), within_s=10)
 

@@ -15,7 +15,7 @@ import pytest
 from kernel_broker_amqp.broker import AmqpBroker
 from kernel_worker import Broker, BrokerContext, QueueSpec, Settlement, Verdict
 from kernel_worker.testing import BrokerContract, MakeBroker, broker_factory
-from kernel_worker.testing.broker_base import QUEUE, collect, counts, each_once, ids, nothing_comes, settle
+from kernel_worker.testing.broker_base import PROMPT_S, QUEUE, collect, counts, each_once, ids, nothing_comes, settle
 from kernel_worker.testing.messages import body_of, envelope
 from kernel_worker.testing.waiting import eventually
 
@@ -174,6 +174,7 @@ class TestQuorumQueues(TestAmqpBroker):
     deviations: ClassVar[dict[str, str]] = {
         **COUNTING,
         **TestAmqpBroker.deviations,
+        "test_fetch_without_time_to_wait_takes_what_is_there": "the server may end a consumer before it delivers to it",
         "test_dead_letters_are_listed_newest_first_up_to_the_limit": LATE,
         "test_messages_published_by_several_threads_while_fetching_all_come_in_their_order": (
             "what a consumer gets while it ends may come behind what its successor gets"
@@ -189,6 +190,15 @@ class TestQuorumQueues(TestAmqpBroker):
     test_dead_letter_is_found_by_its_id_behind_many_others = (
         BrokerContract.test_dead_letter_is_found_by_its_id_behind_many_others
     )
+
+    def test_fetch_without_time_to_wait_takes_what_is_there(self, broker: Broker) -> None:
+        """By and by; what came too late for one fetch is the next one's."""
+        broker.publish(QUEUE, envelope(task_id="t1"))
+
+        assert ids(eventually(lambda: broker.fetch(10, 0.0), message="the message")) == ["t1"]
+        began = time.monotonic()
+        assert broker.fetch(10, 0.0) == []
+        assert time.monotonic() - began < PROMPT_S
 
     @pytest.fixture
     def make_broker(self, amqp_url: str) -> Iterator[MakeBroker]:

@@ -114,6 +114,7 @@ def test_message_that_is_given_back_comes_again_when_its_former_delivery_is_sett
     publish(broker, "t1")
     held = collect(broker, 1)
     acknowledge, settled = Session.acknowledge, threading.Event()
+    monkeypatch.setattr(intake, "_MOVE_S", 10.0)
 
     def slowly(session: Session, receipts: Iterable[Receipt]) -> None:
         found = list(receipts)

@@ -109,15 +109,15 @@ def test_delayed_message_to_a_quorum_queue_waits_in_celerys_topology(
     began = time.time()
 
     if sender == "kw":
-        client.send_task("t.kw", task_id="late", countdown=3.2, routing_key="news.sport")
+        client.send_task("t.kw", task_id="late", countdown=3.9, routing_key="news.sport")
     else:
-        peer.send_task("t.kw", task_id="late", countdown=3.2, routing_key="news.sport")
+        peer.send_task("t.kw", task_id="late", countdown=3.9, routing_key="news.sport")
     early = broker.fetch(1, 0.3)
-    (got,) = collect(broker, 1, within_s=8)
+    (got,) = collect(broker, 1, within_s=10)
 
     assert early == []
     assert got.properties["delivery_info"]["routing_key"] == "0." * 26 + "1.1.news.sport"
-    assert 2.0 <= time.time() - began < 4.5
+    assert 2.0 <= time.time() - began < 8
     assert got.headers["id"] == "late"
     broker.close()
     client.close()

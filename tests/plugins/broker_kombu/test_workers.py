@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,8 +110,7 @@ def test_killed_worker_loses_nothing(place: Place, kw: RunKw, ledger: Ledger) ->
         client.send_task("peer.note", (name,), {"seconds": 0.05 if name != "t03" else 1.0})
     victim = place.kw(kw, "-c", "2", "--lease", "1", "--prefetch-multiplier", "4")
     eventually(lambda: len(noted(ledger, "start")) >= 3, within_s=15)
-    for pid in victim.family():
-        os.kill(pid, signal.SIGKILL)
+    victim.kill()
 
     place.kw(kw, "-c", "2", "--lease", "1")
 

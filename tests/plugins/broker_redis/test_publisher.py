@@ -278,15 +278,18 @@ class TestFaults:
         def strike(*_: Any) -> None:
             raise SoftTimeLimit
 
+        def publish_beyond_the_limit() -> None:
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            publisher.publish(message("t2"))
+
         with FaultyLink(redis_server.port) as link:
             publisher = make_publisher(link.url)
             publisher.publish(message("t1"))
             link.hold_requests()
             before = signal.signal(signal.SIGALRM, strike)
             try:
-                signal.setitimer(signal.ITIMER_REAL, 0.1)
                 with pytest.raises(SoftTimeLimit):
-                    publisher.publish(message("t2"))
+                    publish_beyond_the_limit()
             finally:
                 signal.signal(signal.SIGALRM, before)
             link.release()

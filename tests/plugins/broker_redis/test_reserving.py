@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -35,7 +34,8 @@ class TestWaiting:
                 delays.append(ended - began)
                 ack(broker, *got)
 
-        assert statistics.median(delays) < 0.02
+        # A busy machine may make most of them late; polling would make all but the first few.
+        assert sorted(delays)[9] < 0.02, f"{sorted(delays)}"
 
     def test_waiting_asks_the_server_almost_nothing(self, make_broker: MakeBroker, client: Any) -> None:
         broker = make_broker()
@@ -59,7 +59,7 @@ class TestWaiting:
             (got,) = waiting.result(10)
 
         assert got.headers["id"] == "later"
-        assert due - 0.05 < time.time() < due + 0.5
+        assert due - 0.05 < time.time() < due + 3
 
     def test_requeue_wakes_another_worker(self, make_broker: MakeBroker) -> None:
         broker, other = make_broker(), make_broker()

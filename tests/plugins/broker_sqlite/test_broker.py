@@ -225,7 +225,7 @@ def test_own_lease_that_is_over_is_not_taken_from_oneself(make_broker: MakeBroke
 def test_killed_process_gives_its_messages_back_after_the_lease(
     url: str, make_broker: MakeBroker, start: Callable[..., BaseProcess]
 ) -> None:
-    broker = make_broker()
+    broker = make_broker(lease_s=1.0)  # looks for what the dead left three times in that time
     for n in range(10):
         broker.publish("celery", envelope(task_id=f"t{n}"))
 
@@ -242,7 +242,7 @@ def test_killed_process_gives_its_messages_back_after_the_lease(
 
     got = collect(broker, 10)
     assert ids(got) == [f"t{n}" for n in range(10)]
-    assert time.monotonic() - killed < 0.4 + 0.4 / 3 + 0.5
+    assert time.monotonic() - killed < 3.0
 
 
 # ---------------------------------------------------------------- life cycle

@@ -79,10 +79,10 @@ def test_a_command_of_the_application_runs_in_an_executor(proj: Site) -> None:
 
 
 def test_it_answers_while_a_task_computes(proj: Site) -> None:
-    proj.app.send_task("proj.burn", (3,))
+    proj.app.send_task("proj.burn", (30,))
     eventually(lambda: proj.ask("active") != [], within_s=5)
 
-    assert proj.ask("cached")["ok"] == "all"
+    eventually(lambda: proj.ask("cached").get("ok") == "all", within_s=10)
     assert proj.ask("active") != []
 
 
@@ -96,7 +96,7 @@ def test_what_takes_too_long_or_goes_wrong_is_answered_with_an_error(proj: Site)
 
 
 def test_the_command_line_asks_workers_for_what_is_not_installed(proj: Site, cli: Cli) -> None:
-    run = cli("inspect", "-b", proj.broker, "cached", "users")
+    run = cli("inspect", "-b", proj.broker, "-t", "10", "cached", "users")
 
     assert run.returncode == 0, run.stderr
     assert "users" in run.stdout

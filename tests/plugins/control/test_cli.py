@@ -25,14 +25,14 @@ def test_status_lists_who_answers(site: Site, cli: Cli) -> None:
 
 @on_redis
 def test_json_is_one_document(site: Site, cli: Cli) -> None:
-    run = cli("inspect", "-j", "-b", site.broker, "-d", site.node, "ping")
+    run = cli("inspect", "-j", "-b", site.broker, "-d", site.node, "-t", "10", "ping")
 
     assert json.loads(run.stdout) == {site.node: {"ok": "pong"}}
 
 
 @on_redis
 def test_lists_of_objects_are_tables(site: Site, cli: Cli) -> None:
-    run = cli("inspect", "-b", site.broker, "-d", site.node, "active_queues")
+    run = cli("inspect", "-b", site.broker, "-d", site.node, "-t", "10", "active_queues")
 
     head, row = run.stdout.splitlines()[1:3]
     assert head.split() == ["NAME", "ROUTING_KEY"]
@@ -40,7 +40,7 @@ def test_lists_of_objects_are_tables(site: Site, cli: Cli) -> None:
 
 
 def test_who_did_not_answer_is_named(site: Site, cli: Cli) -> None:
-    run = cli("inspect", "-b", site.broker, "-d", f"{site.node},gone@site", "-t", "0.5", "ping")
+    run = cli("inspect", "-b", site.broker, "-d", f"{site.node},gone@site", "-t", "2", "ping")
 
     assert run.returncode == SOME
     assert "1 of 2 nodes answered." in run.stdout
@@ -57,7 +57,7 @@ def test_nobody_is_told_with_an_exit_code(site: Site, cli: Cli) -> None:
 
 @on_redis
 def test_an_error_of_a_worker_is_an_exit_code(site: Site, cli: Cli) -> None:
-    run = cli("control", "-b", site.broker, "-d", site.node, "time_limit", "nosuch", "1", "2")
+    run = cli("control", "-b", site.broker, "-d", site.node, "-t", "10", "time_limit", "nosuch", "1", "2")
 
     assert run.returncode == ERROR
     assert "ERROR\n    unknown task" in run.stdout
@@ -105,7 +105,7 @@ def test_help_lists_the_commands(cli: Cli) -> None:
 
 @on_redis
 def test_revoke_takes_several_ids(site: Site, cli: Cli) -> None:
-    run = cli("control", "-j", "-b", site.broker, "-d", site.node, "revoke", "id-1", "id-2")
+    run = cli("control", "-j", "-b", site.broker, "-d", site.node, "-t", "10", "revoke", "id-1", "id-2")
 
     assert "id-1" in run.stdout
     assert "id-2" in run.stdout

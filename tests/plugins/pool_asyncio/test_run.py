@@ -63,7 +63,7 @@ async def _gathering() -> str:
 
 async def _with_a_timeout_of_its_own() -> str:
     try:
-        async with asyncio.timeout(0.2):
+        async with asyncio.timeout(1.0):
             try:
                 await asyncio.sleep(3)
             except _Limit:

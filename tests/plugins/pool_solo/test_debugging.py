@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import pty
 import signal
@@ -35,18 +36,19 @@ class Terminal:
     def __init__(self, folder: Path) -> None:
         (folder / "toy.py").write_text(APP)
         self._fd, other = pty.openpty()
-        command = [sys.executable, "-m", "kernel_worker.cli", "run", "-A", "toy", "-P", "solo", "--lease", "1"]
+        command = [sys.executable, "-m", "kernel_worker.cli", "run", "-A", "toy", "-P", "solo", "--lease", "3"]
         self.process = subprocess.Popen(
             command, cwd=folder, stdin=other, stdout=other, stderr=other, start_new_session=True
         )
         os.close(other)
         os.set_blocking(self._fd, False)
         self.shown = ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
 
     def shows(self, text: str) -> bool:
         try:
             while data := os.read(self._fd, 65536):
-                self.shown += data.decode()
+                self.shown += self._decoder.decode(data)
         except OSError:
             pass
         return text in self.shown
@@ -77,6 +79,7 @@ def test_breakpoint_gives_a_prompt_while_pings_are_answered_and_the_lease_is_ren
     url = f"sqlite:///{tmp_path}/kw.db"
     app = App("client", broker_url=url, result_backend=url)
     terminal.wait_for("ready.")
+    eventually(lambda: app.control.ping(timeout=1, limit=1), within_s=15)
 
     result = app.send_task("debug", [21])
     terminal.wait_for("(Pdb)")
@@ -85,13 +88,15 @@ def test_breakpoint_gives_a_prompt_while_pings_are_answered_and_the_lease_is_ren
     assert [list(reply.values()) for reply in app.control.ping(timeout=10, limit=1)] == [[{"ok": "pong"}]]
     begun = time.monotonic()
     other = Terminal(tmp_path)  # would take the message over if its lease ended
-    other.wait_for("ready.")
-    eventually(lambda: time.monotonic() - begun > 3.0, within_s=5)
-    assert not other.shows("(Pdb)")
-    other.close()
+    try:
+        other.wait_for("ready.")
+        eventually(lambda: time.monotonic() - begun > 7.0, within_s=15)  # more than two leases
+        assert not other.shows("(Pdb)")
+    finally:
+        other.close()
 
     terminal.type("continue")
-    assert result.get(timeout=5) == 42
+    assert result.get(timeout=10) == 42
     terminal.process.send_signal(signal.SIGTERM)
     assert terminal.process.wait(10) == 0
     app.close()

@@ -66,12 +66,11 @@ def test_tasks_run_in_the_main_thread_of_the_worker_itself(start: StartWorker, t
 
 def test_leases_are_renewed_while_a_task_holds_the_interpreter(start: StartWorker, trace: Ledger, gate: Path) -> None:
     worker = start(("toy.compute", "a", str(trace.path), str(gate)), lease="1")
-    worker.wait_for("renew", 2)
+    eventually(lambda: worker.ledger.count("renew", ids=["a"]) >= 2, within_s=15, message=lambda: worker.output)
     gate.touch()
     worker.signal(signal.SIGTERM)
 
     assert worker.wait() == 0
-    assert worker.ledger.entries("renew")[1]["ids"] == ["a"]
     assert worker.settled() == {"a": "ack"}
 
 
@@ -88,7 +87,7 @@ def test_a_soft_limit_is_raised_in_the_task_and_the_worker_goes_on(
 
 
 def test_a_messages_hard_limit_is_raised_again_and_again(start: StartWorker, trace: Ledger, gate: Path) -> None:
-    headers = json.dumps({"timelimit": [0.1, None]})
+    headers = json.dumps({"timelimit": [1.0, None]})
     worker = start(("toy.stubborn", "a", str(trace.path), str(gate)), env={"TOY_HEADERS": headers})
     eventually(lambda: trace.count("caught", error="HardLimit") >= 2, within_s=15)
     gate.touch()

@@ -141,7 +141,7 @@ def test_silent_server_is_noticed(
     start_redis: Callable[..., RedisServer], make_results: Callable[..., RedisResults]
 ) -> None:
     server = start_redis()
-    results = make_results(server.url, redis_socket_timeout=0.3, redis_socket_connect_timeout=0.3)
+    results = make_results(server.url, redis_socket_timeout=1.0, redis_socket_connect_timeout=1.0)
     results.store([success("t1")])
 
     with server.paused():
@@ -174,12 +174,15 @@ def test_time_limit_in_the_middle_of_a_wait_leaves_nothing(
     def strike(*_: Any) -> None:
         raise SoftTimeLimit
 
+    def wait_beyond_the_limit() -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        results.wait("t1", 10.0, is_success)
+
     results = make_results(redis_url)
     before = signal.signal(signal.SIGALRM, strike)
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.1)
         with pytest.raises(SoftTimeLimit):
-            results.wait("t1", 10.0, is_success)
+            wait_beyond_the_limit()
     finally:
         signal.signal(signal.SIGALRM, before)
 

@@ -23,7 +23,7 @@ MakeBroker = Callable[..., Broker]
 `BrokerContext`: holder (default: a new one each time), queues, lease_s, max_message_bytes, options."""
 
 QUEUE = "celery"
-PROMPT_S = 1.0  # "at once": far below any time-out a driver could be waiting for, far above a round trip
+PROMPT_S = 2.0  # "at once": far below any time-out a driver could be waiting for, far above a round trip
 _serial = itertools.count(1)
 
 

@@ -110,13 +110,13 @@ class StorageTests(BrokerSuite, suite=True):
         for n in range(3):
             broker.publish(QUEUE, envelope(task_id=f"t{n}"))
         parked, dead = collect(broker, 2)
-        settle(broker, Verdict.DELAY, parked, until=time.time() + 0.3)
+        settle(broker, Verdict.DELAY, parked, until=time.time() + 1.0)
         settle(broker, Verdict.DEAD, dead, reason="r")
 
         assert broker.purge(QUEUE) == 2
 
         assert counts(broker) == {"dead": 1}
-        assert nothing_comes(broker, within_s=0.6)
+        assert nothing_comes(broker, within_s=1.4)
 
     @requires(BrokerCapability.PRIORITY)
     def test_purge_and_size_know_every_priority(self, broker: Broker) -> None:

@@ -27,19 +27,16 @@ class FaultTests(PoolSuite, suite=True):
     def test_killed_executor_is_replaced_and_its_task_runs_again(
         self, start_worker: StartWorker, app: ModuleType, ledger: Ledger, release: Release
     ) -> None:
-        worker = start_worker(concurrency=1)
+        worker = start_worker("--lease", "60", concurrency=1)  # the slot is refilled at once, not after the lease
         sent = app.hold.delay("h")
         victim = running(ledger, "h")
 
         os.kill(victim, signal.SIGKILL)
-        began = time.monotonic()
         replacement = running(ledger, "h", starts=2, worker=worker)
-        took = time.monotonic() - began
         release()
 
         assert outcome(sent) == "h"
         assert replacement != victim
-        assert took < 5.0, "the slot is refilled at once, not after the lease"
         assert ledger.count("start", name="h") == 2
 
     @requires(PoolCapability.REPLACE)
@@ -77,14 +74,19 @@ class FaultTests(PoolSuite, suite=True):
         assert [outcome(result) for result in waiting] == [[[n], {}] for n in range(20)]
 
     @requires(PoolCapability.REPLACE)
-    def test_killed_idle_executor_is_replaced(self, worker: WorkerProcess, app: ModuleType) -> None:
-        before = outcome(app.pid.delay())
+    def test_killed_idle_executor_is_replaced(
+        self, worker: WorkerProcess, app: ModuleType, ledger: Ledger, release: Release
+    ) -> None:
+        held = [app.hold.delay(f"h{n}") for n in range(self.slots)]  # when all run, every process is there
+        before, *_ = [running(ledger, f"h{n}", worker=worker) for n in range(self.slots)]
+        release()
+        assert [outcome(result) for result in held] == [f"h{n}" for n in range(self.slots)]
         whole = len(worker.family())
 
         os.kill(before, signal.SIGKILL)
         eventually(
             lambda: before not in worker.family() and len(worker.family()) == whole,
-            within_s=5,
+            within_s=DONE_S,
             message=lambda: f"{whole} processes, there are {len(worker.family())}:\n{worker.output}",
         )
 
@@ -153,7 +155,7 @@ class FaultTests(PoolSuite, suite=True):
         worker.signal(signal.SIGKILL)
         worker.wait(within_s=5)
 
-        eventually(lambda: not worker.family(), within_s=2, message=lambda: f"orphans: {worker.family()}")
+        eventually(lambda: not worker.family(), within_s=10, message=lambda: f"orphans: {worker.family()}")
 
     def test_tasks_of_a_killed_worker_run_elsewhere_after_the_lease(
         self, start_worker: StartWorker, app: ModuleType, ledger: Ledger, release: Release
@@ -170,4 +172,4 @@ class FaultTests(PoolSuite, suite=True):
         release()
 
         assert [outcome(result) for result in sent] == ["h", "m0", "m1", "m2", "m3", "m4"]
-        assert took < LEASE_S + 2.0 + 2.0  # machines that run tests are busy
+        assert took < LEASE_S + 10.0  # machines that run tests are busy

@@ -6,7 +6,8 @@ import time
 
 from ..types import PoolCapability
 from .contract import requires
-from .pool_base import PoolSuite, Shared, error_name, outcome
+from .pool_app import Release
+from .pool_base import PoolSuite, Shared, error_name, outcome, running
 from .waiting import eventually
 
 
@@ -86,9 +87,15 @@ class RunningTests(PoolSuite, suite=True):
 
     @requires(PoolCapability.SOFT_LIMIT)
     def test_soft_limit_hits_only_the_task_that_ran_too_long(self, shared: Shared) -> None:
-        sent = [shared.app.echo.apply_async((n,), soft_time_limit=0.2) for n in range(300)]
+        sent = [shared.app.echo.apply_async((n,), soft_time_limit=1.0) for n in range(300)]
 
         assert [outcome(result) for result in sent] == [[[n], {}] for n in range(300)]
+        after = {name: shared.app.hold.delay(name) for name in (f"after {n}" for n in range(self.slots))}
+        for name in after:
+            running(shared.ledger, name)
+        time.sleep(1.0)  # those limits pass, and every slot runs a task that has none
+        Release(shared.ledger.path.parent)(*after)
+        assert {name: outcome(result) for name, result in after.items()} == {name: name for name in after}
 
     @requires(PoolCapability.SOFT_LIMIT)
     def test_soft_limit_ends_a_task_that_only_logs_and_leaves_no_log_locked(self, shared: Shared) -> None:

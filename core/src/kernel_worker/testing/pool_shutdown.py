@@ -14,7 +14,7 @@ from .pool_base import PoolSuite, StartWorker, outcome, running
 from .processes import WorkerProcess
 from .waiting import eventually
 
-COLD_S = 6.0  # a cold shutdown kills what does not listen after 3 seconds
+COLD_S = 12.0  # a cold shutdown kills what does not listen after 3 seconds; machines that run tests are busy
 NO_SECOND_CHANCE = {"KW_MAX_DELIVERIES": "1"}  # if an attempt were counted, the task would be lost at once
 
 
@@ -26,7 +26,8 @@ class ShutdownTests(PoolSuite, suite=True):
 
         assert worker.stop() == 0
 
-        assert time.monotonic() - began < 5.0, "far less than the time running tasks would get"
+        assert time.monotonic() - began < COLD_S, "far less than the time running tasks would get"
+        assert "the grace period is over" not in worker.output, "executors end by themselves"
         assert not worker.family()
 
     @pytest.mark.parametrize("whole_group", [False, True], ids=["to the worker", "to the whole group"])
@@ -56,19 +57,20 @@ class ShutdownTests(PoolSuite, suite=True):
         assert ledger.count("mark") == 10
 
     def test_worker_hears_term_while_a_task_holds_the_interpreter(
-        self, start_worker: StartWorker, app: ModuleType, ledger: Ledger
+        self, start_worker: StartWorker, app: ModuleType, ledger: Ledger, release: Release
     ) -> None:
         """Waiting messages go back at once, so another worker runs them while the long task goes on."""
         first = start_worker(concurrency=1)
-        burning = app.burn.delay("b", 4)
+        burning = app.burn.delay("b", 25)
         running(ledger, "b")
         waiting = app.mark.delay("m")
 
         first.signal(signal.SIGTERM)
-        first.wait_for_output("stops", within_s=2)
+        first.wait_for_output("stops")
         start_worker(concurrency=1)
         result = outcome(waiting)
         still_burning = ledger.count("end", name="b") == 0
+        release("b")
 
         assert result == "m"
         assert still_burning

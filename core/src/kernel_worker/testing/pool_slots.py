@@ -30,7 +30,7 @@ class SlotTests(PoolSuite, suite=True):
         worker = start_worker(concurrency=3)
         sent = [app.hold.delay(f"h{n}") for n in range(5)]
 
-        eventually(lambda: ledger.count("start") >= 3, within_s=8, message=lambda: f"3 starts: {worker.output}")
+        eventually(lambda: ledger.count("start") >= 3, within_s=DONE_S, message=lambda: f"3 starts: {worker.output}")
         at_once = ledger.count("start")
         release()
         results = [outcome(result) for result in sent]

@@ -16,7 +16,7 @@ from .messages import task_meta
 from .results_base import MakeBackend, ResultSuite, fork, is_final, state_of, stored
 from .waiting import eventually
 
-PROMPT_S = 1.0  # far above a push or a short poll, far below the time-outs given
+PROMPT_S = 2.0  # far above a push or a short poll, far below the time-outs given
 
 
 class WaitingTests(ResultSuite, suite=True):
@@ -65,7 +65,7 @@ class WaitingTests(ResultSuite, suite=True):
 
         with ThreadPoolExecutor(1) as pool:
             child = fork(lambda: writer.store([stored("t1")]))
-            meta, _ = pool.submit(_timed_wait, reader, "t1", 3.0).result(15)
+            meta, _ = pool.submit(_timed_wait, reader, "t1", 10.0).result(15)
             os.waitpid(child, 0)
 
         assert state_of(meta) == "SUCCESS"

@@ -145,7 +145,7 @@ class StepContract(Contract, suite=True):
         finally:
             step.stop(stage, time.monotonic() + GRACE_S)
 
-        assert took < 1.0
+        assert took < 1.4
 
     def test_stop_keeps_its_deadline(self, make_step: MakeStep, stage: Any) -> None:
         step = make_step()
@@ -159,7 +159,7 @@ class StepContract(Contract, suite=True):
         took = time.monotonic() - began
         step.terminate(stage)
 
-        assert took < 0.2 + 1.0
+        assert took < 0.2 + 1.6
 
     @pytest.mark.parametrize("before", ["nothing", "start", "start and stop"])
     def test_terminate_ends_at_once_after(self, make_step: MakeStep, stage: Any, before: str) -> None:
@@ -175,7 +175,7 @@ class StepContract(Contract, suite=True):
             step.terminate(stage)
             took = time.monotonic() - began
 
-        assert took < 1.0
+        assert took < 2.5
 
     def test_starting_and_stopping_many_times_leaves_nothing(self, make_step: MakeStep, stage: Any) -> None:
         with _leaves_nothing():
@@ -209,9 +209,9 @@ def _leaves_nothing(when: str = "") -> Iterator[None]:
     threads, descriptors = threading.active_count(), _descriptors()
     yield
     eventually(
-        lambda: threading.active_count() <= threads, within_s=2.0, message=lambda: f"threads left {when}: {_names()}"
+        lambda: threading.active_count() <= threads, within_s=5.0, message=lambda: f"threads left {when}: {_names()}"
     )
-    eventually(lambda: _descriptors() <= descriptors, within_s=2.0, message=f"descriptors left {when}")
+    eventually(lambda: _descriptors() <= descriptors, within_s=5.0, message=f"descriptors left {when}")
 
 
 def _descriptors() -> int:

@@ -22,6 +22,7 @@ def eventually(condition: Callable[[], T], *, within_s: float = 10.0, message: s
     begun = time.monotonic()
     deadline = begun + within_s
     while True:
+        is_late = time.monotonic() > deadline  # asked first: the last look is one after the deadline
         error: Exception | None = None
         try:
             value = condition()
@@ -29,7 +30,7 @@ def eventually(condition: Callable[[], T], *, within_s: float = 10.0, message: s
                 return value
         except Exception as caught:  # a condition may raise while what it looks at does not exist yet
             error = caught
-        if time.monotonic() > deadline:
+        if is_late:
             text = message() if callable(message) else message
             raise AssertionError(f"not within {within_s:g} s: {text or repr(condition)}") from error
         time.sleep(min(max(_FIRST_STEP_S, _SHARE * (time.monotonic() - begun)), _LAST_STEP_S))

@@ -245,6 +245,7 @@ class Relay:
 
     def sift(self, queue: str, judge: Callable[[Received], Outgoing | bool], is_done: Callable[[], bool]) -> int:
         """Go through a queue from its front. Publishing and deleting are one transaction, several messages at a time.
+        Whoever asks for a message afterwards gets those that were left there; counting them may be late.
 
         :param judge: for each message: what to publish in its place, True to delete it, False to leave it there.
         :param is_done: asked between messages; True ends it early.
@@ -265,11 +266,13 @@ class Relay:
                     link.wait_for(_SIFTING, wire.TX_COMMIT_OK)
                     if len(found) < _SIFTED_AT_ONCE:
                         break
+                # Closing the channel would put them back, too, but only after its answer: who asks next would miss them.
+                link.send(wire.put_back(_SIFTING) + wire.frame(_SIFTING, wire.TX_COMMIT))
+                link.wait_for(_SIFTING, wire.TX_COMMIT_OK)
             except AmqpRefused as error:
                 if error.code == NOT_FOUND:
                     return changed
                 raise
-            # Closing the channel puts back what was left there.
             link.send(wire.frame(_SIFTING, wire.CHANNEL_CLOSE, wire.GOOD_BYE))
             link.wait_for(_SIFTING, wire.CHANNEL_CLOSE_OK)
         return changed

@@ -171,6 +171,11 @@ def ack(channel: int, tag: int, multiple: bool = False) -> bytes:
     return _ACK.pack(1, channel, 13, BASIC_ACK, tag, multiple, _END)
 
 
+def put_back(channel: int) -> bytes:
+    """basic.nack of all deliveries that are not acknowledged: they go back to where they were."""
+    return frame(channel, BASIC_NACK, bytes(8) + b"\x03")
+
+
 def qos(channel: int, count: int) -> bytes:
     """basic.qos for the consumers to come on this channel; 0 means without limit."""
     return frame(channel, BASIC_QOS, struct.pack(">IHB", 0, count, 0))

@@ -56,6 +56,11 @@ class Listener:
         self._is_posted = False
         self._told = ""
 
+    @property
+    def is_away(self) -> bool:
+        """Whether the last attempt to listen has failed."""
+        return bool(self._told) and not self.is_listening
+
     def start(self) -> None:
         """Begin to connect."""
         if not self._stopping.is_set():

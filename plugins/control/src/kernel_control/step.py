@@ -25,7 +25,9 @@ SETTLING_S = 0.02
 """How long a new worker takes tasks before it listens."""
 STOP_S = 1.0
 READY_WAIT_S = 1.0
-"""How long the line that says "ready" waits at most for remote control. The worker takes tasks meanwhile."""
+"""How long the line that says "ready" waits at most for remote control that cannot be had now. Tasks are taken meanwhile."""
+SLOW_READY_WAIT_S = 5.0
+"""The same for a broker that has not answered yet."""
 
 
 class CommandsStep(Bootstep):
@@ -64,10 +66,19 @@ class ControlStep(Bootstep):
         return self._listener is not None and self._listener.is_listening
 
     def wait(self, worker: Worker) -> None:
-        """Until commands arrive, if they will, for `READY_WAIT_S` at most: what the broker delays must delay nobody."""
+        """Until commands arrive, if they will. What the broker refuses must not delay the worker for long, and what it
+        delays not for ever."""
         if self._is_expected:
-            over = time.monotonic() + READY_WAIT_S
-            worker.loop.run_until(lambda: self.is_listening or worker.stop_reason or worker.supervisor.failure, over)
+            begun = time.monotonic()
+            self._wait_until(begun + READY_WAIT_S, worker, lambda: self.is_listening)
+            self._wait_until(begun + SLOW_READY_WAIT_S, worker, lambda: self.is_listening or self._is_away)
+
+    def _wait_until(self, over: float, worker: Worker, is_done: Callable[[], bool]) -> None:
+        worker.loop.run_until(lambda: is_done() or worker.stop_reason or worker.supervisor.failure, over)
+
+    @property
+    def _is_away(self) -> bool:
+        return self._listener is not None and self._listener.is_away
 
     def start(self, ctx: StepContext) -> ControlStep:
         worker = ctx.worker

@@ -36,7 +36,7 @@ def _revoke(context: ControlContext, ids: Sequence[str], terminate: bool, signal
     if not terminate:
         log.info("Tasks flagged as revoked: %s", _shown(ids), extra={"action": "revoke"})
         return limits.when_kept({"ok": f"tasks {set(ids) or '{}'} flagged as revoked"})
-    ended = [each for each in ids if context.operations.terminate(each, signal)]
+    ended = limits.end(ids, signal)
     if not ended:
         return limits.when_kept({"ok": "terminate: tasks unknown"})
     log.info("Terminating %s", _shown(ended), extra={"action": "terminate"})
@@ -62,12 +62,14 @@ def revoke_by_stamped_headers(
     if not terminate:
         return limits.when_kept({"ok": f"headers {headers} flagged as revoked, but not terminated"})
     searched = {(header, str(value)) for header, values in wanted.items() for value in values}
+    found = {
+        request.id: searched.intersection(stamps_of(request.delivery.headers))
+        for request in list(context.worker.dispatcher.in_flight.values())
+    }
     ended: dict[str, set[str]] = {}
-    for request in list(context.worker.dispatcher.in_flight.values()):
-        matching = searched.intersection(stamps_of(request.delivery.headers))
-        if matching and context.operations.terminate(request.id, signal):
-            for header, value in matching:
-                ended.setdefault(header, set()).add(value)
+    for task_id in limits.end([task_id for task_id, matching in found.items() if matching], signal):
+        for header, value in found[task_id]:
+            ended.setdefault(header, set()).add(value)
     return limits.when_kept({"ok": f"headers {ended} revoked" if ended else f"headers {headers} were not terminated"})
 
 

@@ -31,8 +31,8 @@ log = logging.getLogger(__name__)
 
 WAIT_S = 0.1
 """For so long a message waits at a time while it is not known yet what the broker has of revokes."""
-LOOK_AGAIN_S = (0.03, 0.3, 2.0)
-"""When requests that an executor held at the time of a revoke are looked for again: it gives back what cannot start."""
+LOOK_EVERY_S = 0.05
+"""How often it is looked whether a request has begun that is to be ended then."""
 SHOWN_IDS = 50
 
 
@@ -46,6 +46,8 @@ class Limits:
         self._ids, self._stamps = self.revokes.ids, self.revokes.stamps
         self._rates: dict[str, RateLimit] = {}
         self._shown_rates: dict[str, str] = {}
+        self._to_end: dict[str, str | int | None] = {}
+        """Ids that are ended when they begin, and the signal that was given with them."""
         self._is_known = not stores
         """Whether the revokes the broker has were read: until then nothing may run."""
         file = _state_file(options.statedb)
@@ -70,7 +72,7 @@ class Limits:
         return None
 
     def has_ended(self, request: Request) -> bool:
-        """Whether a request that is not due is revoked; then it is concluded."""
+        """Whether a request that is not due, or came back before it began, is revoked; then it is concluded."""
         return request.conclude is None and bool(self._ids or self._stamps) and self._revoke(request)
 
     def _revoke(self, request: Request) -> bool:
@@ -104,6 +106,35 @@ class Limits:
         until = now + self.revokes.expires_s
         self.keeper.keep([((header, str(value)), until) for header, values in headers.items() for value in values])
         self._sweep()
+
+    def end(self, ids: Iterable[str], signal: str | int | None) -> list[str]:
+        """End those that run; and, when they begin, those that lie at an executor, which may begin them any moment.
+
+        :param ids: they are revoked already.
+        :return: those of them that this worker holds.
+        :raises ValueError: there is no such signal.
+        """
+        operations = self._worker.operations
+        held = {request.id for request in self._held()}
+        running = {task_id for task_id in ids if operations.terminate(task_id, signal)}
+        self._to_end.update({task_id: signal for task_id in ids if task_id in held - running})
+        self._end_what_began()
+        return [task_id for task_id in ids if task_id in held]
+
+    def _end_what_began(self) -> None:
+        at_executors = {request.id for request in self._worker.dispatcher.in_flight.values()}
+        terminate = self._worker.operations.terminate
+        self._to_end = {
+            task_id: signal
+            for task_id, signal in self._to_end.items()
+            if task_id in at_executors and not terminate(task_id, signal)
+        }
+        if self._to_end:
+            self._worker.loop.call_later(LOOK_EVERY_S, self._end_what_began)
+
+    def _held(self) -> list[Request]:
+        dispatcher = self._worker.dispatcher
+        return [*dispatcher.in_flight.values(), *dispatcher.ready, *dispatcher.parked]
 
     def when_kept(self, reply: dict[str, str]) -> dict[str, str] | Pending:
         """The reply to a revoke: with `--statedb` it comes when the file has it, so that whoever reads it can rely on it."""
@@ -142,19 +173,12 @@ class Limits:
         return self.revokes.current(time.time())
 
     def _sweep(self) -> None:
-        """End what was received and has not started. What an executor holds comes back within moments, if it cannot
-        start there."""
+        """End what was received and waits for a slot. What an executor holds is given back within moments if it cannot
+        start there, and `has_ended` asked then."""
         dispatcher = self._worker.dispatcher
         if dispatcher is None:
             return
-        self._look_through()
-        if dispatcher.in_flight:
-            for delay_s in LOOK_AGAIN_S:
-                self._worker.loop.call_later(delay_s, self._look_through)
-
-    def _look_through(self) -> None:
-        dispatcher = self._worker.dispatcher
-        for request in dispatcher.ready:
+        for request in [*dispatcher.ready, *dispatcher.suspects]:
             if request.conclude is None:
                 self._revoke(request)
 
