@@ -13,7 +13,7 @@ from kernel_broker_amqp.relay import Relay
 from kernel_broker_amqp.wire import Received
 from kernel_worker import Broker, QueueSpec, Verdict
 from kernel_worker.testing import MakeBroker, broker_factory, collect, envelope
-from kernel_worker.testing.broker_base import QUEUE, settle
+from kernel_worker.testing.broker_base import QUEUE, counts, settle
 
 
 @pytest.fixture(params=[{}, {"x-queue-type": "quorum"}], ids=["classic", "quorum"])
@@ -51,6 +51,17 @@ def test_letters_that_were_read_are_back_before_the_channel_is_closed(
     assert (listed, found) == (3, [3])
 
 
+def test_letters_that_were_read_are_counted(amqp_url: str) -> None:
+    """In classic queues; what is counted of quorum queues may be late anyway."""
+    with broker_factory(AmqpBroker, amqp_url) as make:
+        broker, other = make(), make()
+        bury(broker, *[f"t{n}" for n in range(300)])
+
+        found = [(len(broker.dead_letters(QUEUE, 1_000)), counts(other)) for _ in range(20)]
+
+    assert found == [(300, {"dead": 300})] * 20
+
+
 @pytest.mark.parametrize("end", ["replayed", "dropped"])
 def test_all_letters_are_found_when_the_server_counts_none(
     make_broker: MakeBroker, monkeypatch: pytest.MonkeyPatch, end: str
@@ -84,3 +95,12 @@ def test_replay_of_all_ends_when_letters_come_meanwhile(
     monkeypatch.setattr(Relay, "_get", staticmethod(bury_one_more))
 
     assert broker.replay_dead(QUEUE) == 2
+
+
+def test_letters_are_kept_however_often_they_are_read(make_broker: MakeBroker) -> None:
+    """RabbitMQ 4 drops what was put back into a quorum queue 20 times, unless the queue was declared to keep it."""
+    broker = make_broker()
+    bury(broker, "a")
+
+    for _ in range(25):
+        assert len(broker.dead_letters(QUEUE)) == 1

@@ -10,7 +10,6 @@ from ..types import BrokerCapability, DeadLetter, Verdict
 from .broker_base import QUEUE, BrokerSuite, ack, collect, counts, each_once, ids, nothing_comes, settle
 from .contract import requires
 from .messages import body_of, envelope
-from .waiting import eventually
 
 
 class DeadLetterTests(BrokerSuite, suite=True):
@@ -139,7 +138,7 @@ class DeadLetterTests(BrokerSuite, suite=True):
 
         assert (count, repeated) == (2, 0)
         assert each_once(["a", "c"], ids(collect(broker, 2)))
-        _eventually_counted(broker, {"in_flight": 2, "dead": 1})
+        assert counts(broker) == {"in_flight": 2, "dead": 1}
 
     @requires(BrokerCapability.DEAD_LETTER)
     def test_all_of_many_letters_are_replayed_once(self, broker: Broker) -> None:
@@ -161,7 +160,7 @@ class DeadLetterTests(BrokerSuite, suite=True):
         done = [broker.replay_dead("another"), broker.drop_dead("another"), broker.drop_dead("another", [letter.id])]
 
         assert done == [0, 0, 0]
-        _eventually_counted(broker, {"dead": 1})
+        assert counts(broker) == {"dead": 1}
 
     @requires(BrokerCapability.DEAD_LETTER)
     def test_replayed_message_can_die_again(self, broker: Broker) -> None:
@@ -194,11 +193,6 @@ class DeadLetterTests(BrokerSuite, suite=True):
 
         assert counts(broker) == {"waiting": 1}
         assert broker.drop_dead(QUEUE) == 0
-
-
-def _eventually_counted(broker: Broker, expected: dict[str, int]) -> None:
-    """AMQP reads dead letters by taking them out and returning them, and may be asked to count before it has them."""
-    eventually(lambda: counts(broker) == expected, message=lambda: f"{expected}, not {counts(broker)}")
 
 
 def _bury(broker: Broker, raw: bytes, reason: str = "r") -> None:

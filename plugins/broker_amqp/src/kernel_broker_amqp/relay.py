@@ -22,6 +22,7 @@ _FLIGHT_BYTES = 4 * 1024 * 1024
 NOT_FOUND, CONFLICT = 404, 406
 _SIFTING = 2  # number of a second channel, for transactions
 _SIFTED_AT_ONCE = 200
+_COUNTED_S = 0.5
 
 
 class Outgoing(NamedTuple):
@@ -165,8 +166,7 @@ class Relay:
         def take(received: Received) -> None:
             channel = received.channel
             if received.method == wire.QUEUE_DECLARE_OK:
-                _, at = wire.read_short(received.arguments, 0)
-                answers[channel] = int.from_bytes(received.arguments[at : at + 4], "big")
+                answers[channel] = _size(received)
                 link.send(wire.frame(channel, wire.CHANNEL_CLOSE, wire.GOOD_BYE))
             elif received.method == wire.CHANNEL_CLOSE_OK:
                 closing.discard(channel)
@@ -245,14 +245,14 @@ class Relay:
 
     def sift(self, queue: str, judge: Callable[[Received], Outgoing | bool], is_done: Callable[[], bool]) -> int:
         """Go through a queue from its front. Publishing and deleting are one transaction, several messages at a time.
-        Whoever asks for a message afterwards gets those that were left there; counting them may be late.
+        Whoever asks for messages afterwards gets those that were left there.
 
         :param judge: for each message: what to publish in its place, True to delete it, False to leave it there.
         :param is_done: asked between messages; True ends it early.
         :return: how many were published or deleted. 0 when there is no such queue.
         """
         link = self._ready()
-        changed = 0
+        taken = changed = 0
         with link.reading:
             opening = wire.frame(_SIFTING, wire.CHANNEL_OPEN, b"\0") + wire.frame(_SIFTING, wire.TX_SELECT)
             link.send(opening)
@@ -260,6 +260,7 @@ class Relay:
                 link.wait_for(_SIFTING, wire.TX_SELECT_OK)
                 while not is_done():
                     found = self._get(link, queue)
+                    taken += len(found)
                     parts = [_sifted(each, judge(each), link.frame_max) for each in found if not is_done()]
                     changed += sum(map(bool, parts))
                     link.send(b"".join(parts) + wire.frame(_SIFTING, wire.TX_COMMIT))
@@ -269,6 +270,7 @@ class Relay:
                 # Closing the channel would put them back, too, but only after its answer: who asks next would miss them.
                 link.send(wire.put_back(_SIFTING) + wire.frame(_SIFTING, wire.TX_COMMIT))
                 link.wait_for(_SIFTING, wire.TX_COMMIT_OK)
+                self._wait_until_counted(link, queue, taken - changed)
             except AmqpRefused as error:
                 if error.code == NOT_FOUND:
                     return changed
@@ -276,6 +278,17 @@ class Relay:
             link.send(wire.frame(_SIFTING, wire.CHANNEL_CLOSE, wire.GOOD_BYE))
             link.wait_for(_SIFTING, wire.CHANNEL_CLOSE_OK)
         return changed
+
+    @staticmethod
+    def _wait_until_counted(link: Link, queue: str, count: int) -> None:
+        """Wait for so many messages in a queue, which may be asked for its size before it has put back all. Not for long:
+        others may take some, and quorum queues tell their size late."""
+        until = time.monotonic() + _COUNTED_S
+        while count and time.monotonic() < until:
+            link.send(wire.declare_queue(_SIFTING, queue, passive=True))
+            if _size(link.wait_for(_SIFTING, wire.QUEUE_DECLARE_OK)) >= count:
+                break
+            time.sleep(0.002)
 
     @staticmethod
     def _get(link: Link, queue: str) -> list[Received]:
@@ -354,6 +367,12 @@ def _sifted(found: Received, verdict: Outgoing | bool, frame_max: int) -> bytes:
     if verdict is True:
         return done
     return wire.publish_frames(_SIFTING, *verdict, frame_max, False) + done
+
+
+def _size(declared: Received) -> int:
+    """Messages that wait in a queue, from the answer to its declaration."""
+    _, at = wire.read_short(declared.arguments, 0)
+    return int.from_bytes(declared.arguments[at : at + 4], "big")
 
 
 def _returned(received: Received) -> str:
