@@ -144,11 +144,14 @@ class Dispatcher:
         """Deliveries it may hold now."""
         return max(0, self._allowed - self._released)
 
+    def requests(self) -> list[Request]:
+        """All requests in hand. Any thread: copies in one step."""
+        waiting = [*list(self.ready), *self.suspects, *list(self._marking.values())]
+        return [*waiting, *list(self.parked), *list(self.in_flight.values())]
+
     def held_deliveries(self) -> list[Delivery]:
-        """All deliveries in hand, for the renewal of leases. Any thread: copies in one step."""
-        requests = [*list(self.ready), *self.suspects, *list(self._marking.values())]
-        requests += [*list(self.parked), *list(self.in_flight.values())]
-        return [request.delivery for request in requests if not request.acked]
+        """All deliveries in hand, for the renewal of leases. Any thread."""
+        return [request.delivery for request in self.requests() if not request.acked]
 
     # -- in: deliveries
 
@@ -607,8 +610,7 @@ class Dispatcher:
         """These became another worker's while our lease was over (posted to the loop): what waits of them is forgotten,
         what runs is ended, and no end of them is stored or settled."""
         lost = {id(delivery) for delivery in deliveries}
-        held = [*self.ready, *self.suspects, *self.parked, *self._marking.values(), *self.in_flight.values()]
-        requests = [request for request in held if id(request.delivery) in lost and not request.acked]
+        requests = [request for request in self.requests() if id(request.delivery) in lost and not request.acked]
         if not requests:
             return
         running: dict[Handle, list[int]] = {}
@@ -638,9 +640,9 @@ class Dispatcher:
 
     # -- remote control
 
-    def terminate(self, request: Request) -> None:
+    def terminate(self, request: Request, signum: int) -> None:
         """End a running request for good: it becomes REVOKED, whatever it makes of it."""
-        executor = request.executor
+        executor, request.signum = request.executor, signum
         assert executor is not None
         self._terminated.add(request.tag)
         if self._can_kill and executor.slots == 1:

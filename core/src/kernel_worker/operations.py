@@ -120,13 +120,27 @@ class Operations:
         :return: whether it runs here.
         :raises ValueError: there is no such signal.
         """
-        number = signal_number(signal)
-        for request, _ in self._running():
-            if request.id == task_id:
-                request.signum = int(number)
-                self._worker.dispatcher.terminate(request)
-                return True
-        return False
+        number = self.signal_number(signal)
+        found = [request for request, _ in self._running() if request.id == task_id]
+        for request in found:  # a message that was sent twice may run twice
+            self._worker.dispatcher.terminate(request, number)
+        return bool(found)
+
+    @staticmethod
+    def signal_number(signal: str | int | None) -> int:
+        """The number of a signal: a number, or a name with or without "SIG" in any case; None = SIGTERM.
+
+        :raises ValueError: there is none.
+        """
+        if signal is None:
+            return signals.SIGTERM
+        try:
+            if isinstance(signal, str) and not signal.isdigit():
+                name = signal.upper()
+                return signals.Signals[name if name.startswith("SIG") else f"SIG{name}"]
+            return signals.Signals(int(signal))
+        except (KeyError, ValueError):
+            raise ValueError(f"there is no signal {signal!r:.40}") from None
 
     def set_time_limits(self, task: str, soft: float | None, hard: float | None) -> bool:
         """Limits in seconds of the runs that are received from now on; None: the worker's own.
@@ -286,22 +300,6 @@ class QueueCaps:
         self._counts = counts
         if not dispatcher.closing:
             self._worker.operations.block(frozenset(name for name, cap in self._caps.items() if counts[name] >= cap))
-
-
-def signal_number(signal: str | int | None) -> int:
-    """The number of a signal: a number, or a name with or without "SIG" in any case; None = SIGTERM.
-
-    :raises ValueError: there is none.
-    """
-    if signal is None:
-        return signals.SIGTERM
-    try:
-        if isinstance(signal, str) and not signal.isdigit():
-            name = signal.upper()
-            return signals.Signals[name if name.startswith("SIG") else f"SIG{name}"]
-        return signals.Signals(int(signal))
-    except (KeyError, ValueError):
-        raise ValueError(f"there is no signal {signal!r:.40}") from None
 
 
 def _info(request: Request, began: float | None, node: str, safe: bool) -> dict[str, Any]:

@@ -123,7 +123,7 @@ class Reports:
                 results = self._without_fenced(ended)
             if results and not (self._is_held() and self._store(results)):
                 with self._adding:
-                    self.ended = ended + self.ended
+                    self.ended, self._under_way = ended + self.ended, 0
                 self._tell_unstored()
                 return False
             none_unstored = pack_json(Frame.UNSTORED, []) if self._told_unstored else b""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from kernel_app import App
+from kernel_app.log import PRINTED_LOGGER, PrintedLines
 from kernel_worker.testing import eventually
 from tests.conftest import RunKw
 
@@ -176,3 +179,30 @@ def test_unknown_key_in_a_log_file_is_refused(client: App, kw: RunKw) -> None:
 
     assert worker.wait() == 2
     assert "unknown key '%x'" in worker.output
+
+
+def test_what_a_thread_prints_while_another_one_logs_is_not_lost() -> None:
+    """Cause: one flag for all threads told that a handler of the log prints, and what that prints is left out."""
+    printed = PrintedLines(None, logging.WARNING)
+    other = threading.Thread(target=printed.write, args=("second\n",))
+    lines: list[str] = []
+
+    class Handler(logging.Handler):
+        def filter(self, record: logging.LogRecord) -> bool:
+            if record.getMessage() == "first":
+                printed.write("of the handler itself\n")
+                other.start()
+                other.join(10)
+            return True
+
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(record.getMessage())
+
+    handler = Handler()
+    logging.getLogger(PRINTED_LOGGER).addHandler(handler)
+    try:
+        printed.write("first\n")
+    finally:
+        logging.getLogger(PRINTED_LOGGER).removeHandler(handler)
+
+    assert lines == ["second", "first"]

@@ -99,6 +99,38 @@ def test_what_lies_at_an_executor_is_terminated_when_it_begins(stage: Stage, lim
     assert stage.puppets[1].ids == ["REVOKED:b"]
 
 
+def test_a_message_that_came_twice_is_terminated_both_times(stage: Stage, limits: Limits) -> None:
+    stage.deliver(delivery("short", "a"), delivery("short", "a"))
+    (puppet,) = stage.puppets
+    first, second = (tag for tag, _ in puppet.jobs)
+    puppet.board.start(0, first, time.monotonic(), 0)
+
+    limits.revoke(["a"])
+    assert limits.end(["a"], None) == ["a"]
+    assert limits.end(["a"], None) == ["a"]  # said again
+    _turn_until(stage, lambda: set(stage.spawner.killed) == {puppet.key})
+    puppet.die()
+    _turn_until(stage, lambda: len(stage.puppets) == 2)
+    stage.puppets[1].come_up()
+    stage.turn()
+
+    assert second > first
+    assert stage.puppets[1].ids == ["REVOKED:a", "REVOKED:a"]
+
+
+def test_what_waits_for_the_result_store_is_not_terminated_any_more(stage: Stage, limits: Limits) -> None:
+    stage.deliver(delivery("short", "a"))
+    (puppet,) = stage.puppets
+    puppet.start("a")
+    puppet.rest()
+    puppet.tell_unstored(1)
+    stage.turn()
+
+    limits.revoke(["a"])
+
+    assert limits.end(["a"], None) == []
+
+
 def test_what_ended_before_it_could_be_terminated_is_forgotten(stage: Stage, limits: Limits) -> None:
     stage.deliver(delivery("short", "a"))
     (puppet,) = stage.puppets

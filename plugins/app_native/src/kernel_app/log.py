@@ -56,16 +56,17 @@ class PrintedLines:
 
     def __init__(self, stream: TextIO | None, level: int) -> None:
         import logging
+        import threading
 
         self._stream = stream
         self._level = level
         self._log = logging.getLogger(PRINTED_LOGGER)
         self._rest = ""
-        self._is_writing = False
+        self._here = threading.local()  # of each thread, or greenlet: others may print meanwhile
 
     def write(self, text: str) -> int:
         """Log the lines that are complete; the rest waits for more, in the task that wrote it."""
-        if self._is_writing:  # a handler of the log prints
+        if self._is_telling:  # a handler of the log prints
             return len(text)
         *lines, rest = (self._take() + text).split("\n")
         while len(rest) > LINE_CHARS:
@@ -82,7 +83,7 @@ class PrintedLines:
 
     def flush(self) -> None:
         """Log what has no end of line yet."""
-        if not self._is_writing and (rest := self._take()):
+        if not self._is_telling and (rest := self._take()):
             self._put("")
             self._tell([rest])
 
@@ -101,14 +102,18 @@ class PrintedLines:
         elif rest or PRINTED in context.__dict__:
             context.__dict__.setdefault(PRINTED, {})[id(self)] = rest
 
+    @property
+    def _is_telling(self) -> bool:
+        return getattr(self._here, "is_telling", False)
+
     def _tell(self, lines: list[str]) -> None:
-        self._is_writing = True
+        self._here.is_telling = True
         try:
             for line in lines:
                 if line.strip():
                     self._log.log(self._level, "%s", printable(line, LINE_CHARS))
         finally:
-            self._is_writing = False
+            self._here.is_telling = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

@@ -263,7 +263,7 @@ def _out_of_memory(run: Run) -> Outcome:
 def _log(level: int, text: str, run: Run, *args: Any) -> None:
     if log.isEnabledFor(level):
         if PRINTED in run.context.__dict__:
-            flush_output()  # the line that tells its end is the last one of a task
+            flush_output()  # before the line that tells its end
         task_id = printable(run.headers["id"])
         name = printable(str(run.headers.get("shadow") or run.task.name))
         extra = {"action": "task_ended", "task": name, "task_id": task_id, "runtime": run.runtime}

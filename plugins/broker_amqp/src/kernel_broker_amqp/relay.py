@@ -252,7 +252,7 @@ class Relay:
         :return: how many were published or deleted. 0 when there is no such queue.
         """
         link = self._ready()
-        taken = changed = 0
+        taken = changed = beyond = 0
         with link.reading:
             opening = wire.frame(_SIFTING, wire.CHANNEL_OPEN, b"\0") + wire.frame(_SIFTING, wire.TX_SELECT)
             link.send(opening)
@@ -260,7 +260,7 @@ class Relay:
                 link.wait_for(_SIFTING, wire.TX_SELECT_OK)
                 while not is_done():
                     found = self._get(link, queue)
-                    taken += len(found)
+                    taken, beyond = taken + len(found), _count_beyond(found)
                     parts = [_sifted(each, judge(each), link.frame_max) for each in found if not is_done()]
                     changed += sum(map(bool, parts))
                     link.send(b"".join(parts) + wire.frame(_SIFTING, wire.TX_COMMIT))
@@ -270,7 +270,7 @@ class Relay:
                 # Closing the channel would put them back, too, but only after its answer: who asks next would miss them.
                 link.send(wire.put_back(_SIFTING) + wire.frame(_SIFTING, wire.TX_COMMIT))
                 link.wait_for(_SIFTING, wire.TX_COMMIT_OK)
-                self._wait_until_counted(link, queue, taken - changed)
+                self._wait_until_counted(link, queue, taken - changed + beyond)
             except AmqpRefused as error:
                 if error.code == NOT_FOUND:
                     return changed
@@ -367,6 +367,11 @@ def _sifted(found: Received, verdict: Outgoing | bool, frame_max: int) -> bytes:
     if verdict is True:
         return done
     return wire.publish_frames(_SIFTING, *verdict, frame_max, False) + done
+
+
+def _count_beyond(found: Sequence[Received]) -> int:
+    """Messages that were left in the queue, as the server says with each that is got from it."""
+    return int.from_bytes(found[-1].arguments[-4:], "big") if found else 0
 
 
 def _size(declared: Received) -> int:

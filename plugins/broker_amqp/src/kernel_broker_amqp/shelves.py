@@ -31,7 +31,7 @@ def declare(relay: Relay, queues: Sequence[QueueSpec], known: dict[str, Mapping[
         arguments = dict(spec.arguments)
         if arguments or not there[spec.name]:
             relay.declare_queue(spec.name, arguments)
-        elif relay.is_quorum(spec.name):
+        if not arguments and relay.is_quorum(spec.name):  # it was there, or the server's default type is that
             arguments = {"x-queue-type": "quorum"}
         known[spec.name] = arguments
         exchange, key = spec.exchange or spec.name, spec.routing_key or spec.name

@@ -84,8 +84,8 @@ def delay_arguments(queue: str, step_s: float, *, quorum: bool) -> dict[str, Any
 
 def dead_arguments(*, quorum: bool) -> dict[str, Any]:
     """Arguments of a queue of dead letters. Who looks at them takes them and puts them back: RabbitMQ 4 drops what was
-    put back 20 times, where a quorum queue does not say otherwise."""
-    return _QUORUM | {"x-delivery-limit": 2**31 - 1} if quorum else {}
+    put back 20 times, where a quorum queue does not say otherwise. So the type is always named: its default may be that."""
+    return _QUORUM | {"x-delivery-limit": 2**31 - 1} if quorum else {"x-queue-type": "classic"}
 
 
 def is_quorum(arguments: Mapping[str, Any]) -> bool:

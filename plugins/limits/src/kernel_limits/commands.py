@@ -62,10 +62,7 @@ def revoke_by_stamped_headers(
     if not terminate:
         return limits.when_kept({"ok": f"headers {headers} flagged as revoked, but not terminated"})
     searched = {(header, str(value)) for header, values in wanted.items() for value in values}
-    found = {
-        request.id: searched.intersection(stamps_of(request.delivery.headers))
-        for request in list(context.worker.dispatcher.in_flight.values())
-    }
+    found = {request.id: searched.intersection(stamps_of(request.delivery.headers)) for request in limits.held()}
     ended: dict[str, set[str]] = {}
     for task_id in limits.end([task_id for task_id, matching in found.items() if matching], signal):
         for header, value in found[task_id]:

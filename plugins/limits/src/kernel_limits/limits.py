@@ -22,6 +22,7 @@ from .revokes import Revokes
 if TYPE_CHECKING:
     from kernel_worker.drivers import RevokeStore
     from kernel_worker.request import Request
+    from kernel_worker.supervisor import Handle
     from kernel_worker.worker import Worker
 
     from .options import LimitsOptions
@@ -46,8 +47,9 @@ class Limits:
         self._ids, self._stamps = self.revokes.ids, self.revokes.stamps
         self._rates: dict[str, RateLimit] = {}
         self._shown_rates: dict[str, str] = {}
-        self._to_end: dict[str, str | int | None] = {}
-        """Ids that are ended when they begin, and the signal that was given with them."""
+        self._to_end: dict[int, int] = {}
+        """Tags of requests that are ended when they begin, and the signal that was given with them."""
+        self._is_looking = False
         self._is_known = not stores
         """Whether the revokes the broker has were read: until then nothing may run."""
         file = _state_file(options.statedb)
@@ -73,7 +75,11 @@ class Limits:
 
     def has_ended(self, request: Request) -> bool:
         """Whether a request that is not due, or came back before it began, is revoked; then it is concluded."""
-        return request.conclude is None and bool(self._ids or self._stamps) and self._revoke(request)
+        try:
+            return request.conclude is None and bool(self._ids or self._stamps) and self._revoke(request)
+        except Exception:  # the dispatcher asks in the midst of its accounts: a bug here must not spoil them
+            log.exception("revokes of %s were not looked at", ascii(request.id), extra={"action": "filter_failed"})
+            return False
 
     def _revoke(self, request: Request) -> bool:
         """Conclude a request that is revoked. Whether it is."""
@@ -107,34 +113,53 @@ class Limits:
         self.keeper.keep([((header, str(value)), until) for header, values in headers.items() for value in values])
         self._sweep()
 
-    def end(self, ids: Iterable[str], signal: str | int | None) -> list[str]:
+    def end(self, ids: Sequence[str], signal: str | int | None) -> list[str]:
         """End those that run; and, when they begin, those that lie at an executor, which may begin them any moment.
 
         :param ids: they are revoked already.
-        :return: those of them that this worker holds.
+        :return: those of them that this worker holds and has not ended.
         :raises ValueError: there is no such signal.
         """
-        operations = self._worker.operations
-        held = {request.id for request in self._held()}
-        running = {task_id for task_id in ids if operations.terminate(task_id, signal)}
-        self._to_end.update({task_id: signal for task_id in ids if task_id in held - running})
+        number = self._worker.operations.signal_number(signal)
+        wanted = set(ids)
+        found = [request for request in self.held() if request.id in wanted]
+        self._to_end.update({each.tag: number for each in found if each.executor is not None and each.conclude is None})
         self._end_what_began()
-        return [task_id for task_id in ids if task_id in held]
+        if self._to_end and not self._is_looking:
+            self._look_later()
+        known = {request.id for request in found}
+        return [task_id for task_id in ids if task_id in known]
+
+    def _look_later(self) -> None:
+        self._is_looking = True
+        self._worker.loop.call_later(LOOK_EVERY_S, self._look)
+
+    def _look(self) -> None:
+        self._is_looking = False
+        self._end_what_began()
+        if self._to_end:
+            self._look_later()
 
     def _end_what_began(self) -> None:
-        at_executors = {request.id for request in self._worker.dispatcher.in_flight.values()}
-        terminate = self._worker.operations.terminate
-        self._to_end = {
-            task_id: signal
-            for task_id, signal in self._to_end.items()
-            if task_id in at_executors and not terminate(task_id, signal)
-        }
-        if self._to_end:
-            self._worker.loop.call_later(LOOK_EVERY_S, self._end_what_began)
-
-    def _held(self) -> list[Request]:
+        """What has begun is ended, what has ended or come back is forgotten."""
         dispatcher = self._worker.dispatcher
-        return [*dispatcher.in_flight.values(), *dispatcher.ready, *dispatcher.parked]
+        begun: dict[Handle, set[int]] = {}
+        for tag, number in list(self._to_end.items()):
+            request = dispatcher.in_flight.get(tag)
+            executor = request.executor if request is not None else None
+            if executor is None or tag in executor.unstored:
+                del self._to_end[tag]
+                continue
+            if executor not in begun:
+                begun[executor] = {executor.board.read(slot)[0] for slot in range(executor.slots)}
+            if tag in begun[executor]:
+                del self._to_end[tag]
+                dispatcher.terminate(request, number)
+
+    def held(self) -> list[Request]:
+        """All requests that this worker has and that have not ended."""
+        requests = self._worker.dispatcher.requests()
+        return [each for each in requests if each.executor is None or each.tag not in each.executor.unstored]
 
     def when_kept(self, reply: dict[str, str]) -> dict[str, str] | Pending:
         """The reply to a revoke: with `--statedb` it comes when the file has it, so that whoever reads it can rely on it."""
