@@ -37,7 +37,7 @@ servers:
 	@$(RUN) scripts/servers.py redis-server rabbitmq-server
 
 test: servers ## the whole suite except the long fault runs (ARGS="-k name -n 0": one process)
-	$(RUN) -m pytest -m "not faults" -n 5 --dist loadgroup $(ARGS)
+	$(RUN) -m pytest -m "not faults" -n 6 --dist loadgroup $(ARGS)
 
 test-faults: servers ## kills, broken servers and random moments, long form
 	$(RUN) -m pytest -m faults --timeout 900 $(ARGS)
