@@ -250,15 +250,21 @@ def test_without_marks_what_is_in_its_queue_again_is_fetched_though_there_is_no_
     assert stage.allowances[-1] == (41, 1)
 
 
+def _with_a_large_fetch_under_way(make_stage: MakeStage, monkeypatch: pytest.MonkeyPatch) -> Stage:
+    """30 deliveries were asked for, four are wanted by now, and "a" goes back to be counted."""
+    stage = make_stage(can_mark=False)
+    monkeypatch.setattr(stage.dispatcher._prefetch, "limit", lambda slots, completed: 30)
+    stage.deliver(*recovered("a"))
+    monkeypatch.setattr(stage.dispatcher._prefetch, "limit", lambda slots, completed: 4)
+    return stage
+
+
 @pytest.mark.usefixtures("clock")
 def test_without_marks_a_fetch_under_way_takes_no_room_from_what_went_back(
     make_stage: MakeStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Cause: it brought others. What had gone back came when its wait was over, and so did all that went after it."""
-    stage = make_stage(can_mark=False)
-    monkeypatch.setattr(stage.dispatcher._prefetch, "limit", lambda slots, completed: 30)
-    stage.deliver(*recovered("a"))
-    monkeypatch.setattr(stage.dispatcher._prefetch, "limit", lambda slots, completed: 4)
+    stage = _with_a_large_fetch_under_way(make_stage, monkeypatch)
 
     stage.count_marks()
 
@@ -270,10 +276,7 @@ def test_without_marks_a_fetch_under_way_takes_no_room_from_what_went_back(
 def test_without_marks_the_room_beyond_a_fetch_ends_with_what_went_back(
     make_stage: MakeStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stage = make_stage(can_mark=False)
-    monkeypatch.setattr(stage.dispatcher._prefetch, "limit", lambda slots, completed: 30)
-    stage.deliver(*recovered("a"))
-    monkeypatch.setattr(stage.dispatcher._prefetch, "limit", lambda slots, completed: 4)
+    stage = _with_a_large_fetch_under_way(make_stage, monkeypatch)
     stage.count_marks()
 
     stage.deliver(delivery("short", "a", attempts=1))

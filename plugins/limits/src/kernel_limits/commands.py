@@ -62,7 +62,8 @@ def revoke_by_stamped_headers(
     if not terminate:
         return limits.when_kept({"ok": f"headers {headers} flagged as revoked, but not terminated"})
     searched = {(header, str(value)) for header, values in wanted.items() for value in values}
-    found = {request.id: searched.intersection(stamps_of(request.delivery.headers)) for request in limits.held()}
+    held = [request for request in limits.held() if request.id]  # without one it cannot be told from others
+    found = {request.id: searched.intersection(stamps_of(request.delivery.headers)) for request in held}
     ended: dict[str, set[str]] = {}
     for task_id in limits.end([task_id for task_id, matching in found.items() if matching], signal):
         for header, value in found[task_id]:
